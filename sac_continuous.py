@@ -1,0 +1,704 @@
+"""Soft Actor-Critic (SAC) with a learned temperature, for continuous control, in one file.
+
+Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", https://arxiv.org/abs/1812.05905
+
+    start from an actor π, critics Q1, Q2, targets Q1', Q2' equal to them, a temperature α and an empty buffer
+    at each environment step:
+        act with a ~ π(·|s), or uniformly until learning starts                                       (E8)
+        store (s, a, r, s', d); d = 1 only where the episode terminated
+        every --train-frequency steps, --gradient-steps times, on a fresh minibatch:
+            y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')),  a' ~ π(·|s')                (E9, E10)
+            descend  Σ_i mean (Q_i(s, a) - y)²                                   over Q1, Q2          (E3)
+            descend  mean (α log π(ã|s) - min_i Q_i(s, ã)),  ã ~ π(·|s)          over π              (E11)
+            descend  -log α · mean (log π(ã|s) + H̄)                              over α              (E12)
+            Q_i' ← (1-τ) Q_i' + τ Q_i                                                                 (E1)
+
+Usage: python sac_continuous.py --env-id Hopper-v4
+"""
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
+#                 "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1"]
+# ///
+
+# ======== 2. Imports: shared ========
+import contextlib
+import csv
+import ctypes.util
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.optim import Adam
+from tqdm import tqdm
+
+
+# ======== 3. Arguments: this algorithm's own ========
+@dataclass
+class Args:
+    """Trains Soft Actor-Critic on a Gymnasium task, or plays what it learned (--watch)."""
+
+    policy_lr: float = 3e-4  # Adam's step size for the actor; lower it if returns rise and then collapse
+    q_lr: float = 1e-3  # Adam's step size for the critics and log α; lower it if the losses blow up
+    learning_starts: int = 5_000  # steps of uniform actions first; more where the task is hard to explore
+    alpha: float = 0.2  # temperature α: where learning it starts, or its value for good with --no-autotune
+    autotune: bool = True  # learn α so that the policy's entropy stays near its target (E12)
+    target_entropy: float | None = None  # H̄ in nats; None is minus the number of action dimensions
+    # ======== 3. Arguments: shared ========
+    env_id: str = "Hopper-v4"  # any Gymnasium task whose actions are a bounded Box
+    seed: int = 1  # of networks, noise and environment; report several, not the best
+    total_timesteps: int = 1_000_000  # environment steps; 100,000 already show whether returns rise
+    gamma: float = 0.99  # discount γ: what comes later than 1/(1-γ) steps hardly counts
+    tau: float = 0.005  # Polyak step τ of the targets (E1); larger is faster and less stable
+    target_network_frequency: int = 1  # gradient steps between target updates; 200 with --tau 1 copies hard
+    batch_size: int = 256  # transitions in a minibatch
+    buffer_size: int = 1_000_000  # transitions kept for replay, the latest; lower it if memory is short
+    hidden_dim: int = 256  # width of the two hidden layers of every network
+    train_frequency: int = 1  # environment steps between gradient phases
+    gradient_steps: int = 1  # updates in a gradient phase: more learn more from each step, and cost more
+    eval_frequency: int = 10_000  # steps between noise-free evaluations; 0 for none
+    eval_episodes: int = 10  # episodes in an evaluation, from the same seeds every time
+    log_frequency: int = 1_000  # steps between the rows of losses.csv and timing.csv
+    exp_name: str = Path(__file__).stem  # names the run in the default --run-dir
+    run_dir: str | None = None  # for the results; None is runs/{env_id}__{exp_name}__{seed}__{unix time}
+    resume: bool = False  # continue the run in --run-dir; start it if there is none yet
+    checkpoint_frequency: int = 50_000  # steps between checkpoints; 0 for one at the end only
+    capture_video: bool = False  # record an evaluation episode now and then into the run's videos/
+    video_frequency: int = 50_000  # steps between videos
+    watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
+    watch_episodes: int = 1  # episodes to play
+    cuda: bool = torch.cuda.is_available()  # train on the GPU
+    compile: bool = False  # torch.compile the update; networks this small gain nothing by it on a CPU
+    threads: int = 2  # CPU threads of PyTorch: 2 suit one run alone, 1 several side by side
+    torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
+    track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
+    wandb_project_name: str = "continuous-control"  # where wandb files the run
+    wandb_entity: str | None = None  # the wandb team or user that owns the project
+
+
+# ======== 4. Networks: shared ========
+def mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
+    """Two hidden layers of rectified units: (B, input_dim) -> (B, output_dim)."""
+    first, second = nn.Linear(input_dim, hidden_dim), nn.Linear(hidden_dim, hidden_dim)
+    relu = nn.ReLU(inplace=True)  # in place, to spare a copy
+    return nn.Sequential(first, relu, second, relu, nn.Linear(hidden_dim, output_dim))
+
+
+class QNetwork(nn.Module):
+    """Action value Q(s, a): observations (B, O), actions (B, A) -> (B,)."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return self.net(torch.cat([observations, actions], dim=1)).squeeze(1)
+
+
+# ======== 4. Networks: this algorithm's own ========
+class Actor(nn.Module):
+    """Squashed Gaussian policy π(a|s); called, it acts with tanh(m(s)): (B, O) -> (B, A) in [-1, 1]."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.net = mlp(obs_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        mean, _ = self.distribution(observations)
+        return torch.tanh(mean)
+
+    def distribution(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """m(s) and log σ(s), both (B, A); tanh keeps log σ in [-5, 2] and its gradient alive."""
+        mean, log_std = self.net(observations).chunk(2, dim=-1)
+        return mean, -5 + 3.5 * (1 + torch.tanh(log_std))
+
+    def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """a ~ π(·|s) (B, A), through which gradients flow, and log π(a|s) (B,) in nats."""
+        mean, log_std = self.distribution(observations)
+        self.std = log_std.detach().exp()  # for the log
+        return squashed_gaussian(mean, log_std, torch.randn_like(mean))
+
+
+def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """(E8) a = tanh(u), u = m + σ ξ; (E9) log π(a|s) = Σ_dim [log N(u; m, σ) - 2 (log 2 - u - softplus(-2u))].
+
+    Means, log σ and noise ξ are (B, A); returns a (B, A) and log π (B,). The last term is log(1 - tanh² u) in
+    a form that stays finite where tanh saturates (appendix C of the paper, made stable).
+    """
+    u = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    return torch.tanh(u), (log_normal - log_slope).sum(dim=-1)
+
+
+# ======== 5. Losses: shared ========
+class Batch(NamedTuple):
+    """B transitions (s, a, r, s', d)."""
+
+    observations: Tensor  # (B, O)
+    actions: Tensor  # (B, A), in [-1, 1]
+    rewards: Tensor  # (B,)
+    next_observations: Tensor  # (B, O), as they were before any reset
+    terminations: Tensor  # (B,), 1 where the episode terminated; 0 where it went on or its time ran out
+
+
+def critic_loss(batch: Batch, qf: QNetwork, target_q: Tensor) -> tuple[Tensor, Tensor]:
+    """(E3) mean (Q(s, a) - y)²: the loss, and the values Q(s, a) (B,) for the log."""
+    q_values = qf(batch.observations, batch.actions)
+    return F.mse_loss(q_values, target_q), q_values.detach()
+
+
+# ======== 5. Losses: this algorithm's own ========
+@torch.no_grad()
+def td_target(
+    batch: Batch, actor: Actor, qf1_target: QNetwork, qf2_target: QNetwork, alpha: Tensor, args: Args
+) -> Tensor:
+    """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s') of the current actor: (B,)."""
+    next_actions, next_log_prob = actor.sample(batch.next_observations)
+    next_q = qf1_target(batch.next_observations, next_actions)
+    next_q = torch.min(next_q, qf2_target(batch.next_observations, next_actions)) - alpha * next_log_prob
+    return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
+
+
+def actor_loss(
+    observations: Tensor, actor: Actor, qf1: QNetwork, qf2: QNetwork, alpha: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss, and log π(ã|s) (B,) without its gradient."""
+    actions, log_prob = actor.sample(observations)
+    q_values = torch.min(qf1(observations, actions), qf2(observations, actions))
+    return (alpha * log_prob - q_values).mean(), log_prob.detach()
+
+
+def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """(E12) -log α · mean (log π(ã|s) + H̄), which raises α while the entropy is under H̄."""
+    return -log_alpha * (log_prob.detach() + target_entropy).mean()
+
+
+# ======== 6. Agent: this algorithm's own ========
+class Agent(nn.Module):
+    """The networks of SAC, how they explore and how they learn."""
+
+    def __init__(self, obs_dim: int, action_dim: int, args: Args):
+        super().__init__()
+        self.args = args
+        self.actor = Actor(obs_dim, action_dim, args.hidden_dim)
+        self.qf1 = QNetwork(obs_dim, action_dim, args.hidden_dim)
+        self.qf2 = QNetwork(obs_dim, action_dim, args.hidden_dim)
+        self.qf1_target = deepcopy(self.qf1).requires_grad_(False)
+        self.qf2_target = deepcopy(self.qf2).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)))
+        self.target_entropy = -float(action_dim) if args.target_entropy is None else args.target_entropy
+
+        self.actor_parameters = list(self.actor.parameters())
+        self.online_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
+        self.target_parameters = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
+        self.actor_optimizer = Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
+        self.q_optimizer = Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr, fused=True)
+        self.alpha_optimizer = Adam([self.log_alpha], lr=args.q_lr, fused=True)
+
+    def start_episode(self) -> None:
+        """Nothing to do: the noise of this policy has no memory."""
+
+    def explore(self, observation: Tensor) -> Tensor:
+        """(E8) a ~ π(·|s): observation (O,) -> action (A,)."""
+        action, _ = self.actor.sample(observation)
+        return action
+
+    def update(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
+        """One gradient step on each network; returns the metrics to log, not yet read off the device."""
+        args, alpha = self.args, self.log_alpha.detach().exp()
+
+        target_q = td_target(batch, self.actor, self.qf1_target, self.qf2_target, alpha, args)
+        qf1_loss, qf1_values = critic_loss(batch, self.qf1, target_q)
+        qf2_loss, qf2_values = critic_loss(batch, self.qf2, target_q)
+        self.q_optimizer.zero_grad()
+        (qf1_loss + qf2_loss).backward()
+        self.q_optimizer.step()
+        metrics = {"target_q": target_q.mean()}
+        metrics |= {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
+        metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
+
+        loss, log_prob = actor_loss(batch.observations, self.actor, self.qf1, self.qf2, alpha)
+        self.actor_optimizer.zero_grad()
+        loss.backward(inputs=self.actor_parameters)  # no gradient reaches the critics' weights
+        self.actor_optimizer.step()
+        metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "std": self.actor.std.mean()}
+
+        if args.autotune:
+            loss = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
+            self.alpha_optimizer.zero_grad()
+            loss.backward()
+            self.alpha_optimizer.step()
+            metrics["alpha_loss"] = loss.detach()
+        metrics["alpha"] = alpha
+
+        if gradient_step % args.target_network_frequency == 0:  # (E1)
+            torch._foreach_lerp_(self.target_parameters, self.online_parameters, args.tau)
+        return metrics
+
+
+# ######## A reader may stop here: what follows is plumbing, the same in all three scripts. ########
+
+
+# ======== 7. Replay buffer: shared ========
+class ReplayBuffer:
+    """The last `capacity` transitions, one contiguous float32 row each, so that a minibatch is one gather."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+        self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
+        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # on a CPU, untouched until filled
+        self.added = 0  # transitions ever added, those overwritten since too
+
+    def add(self, observation, action, reward: float, next_observation, terminated: bool) -> None:
+        """Stores a transition of NumPy arrays (O,), (A,), (O,); a full buffer loses its oldest."""
+        row = np.concatenate(
+            [observation, action, [reward], next_observation, [terminated]], dtype=np.float32
+        )
+        self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
+        self.added += 1
+
+    def sample(self, batch_size: int) -> Batch:
+        """A minibatch drawn uniformly, with replacement."""
+        indices = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
+        columns = self.rows.index_select(0, indices).split(self.widths, dim=1)
+        observations, actions, rewards, next_observations, terminations = columns
+        return Batch(observations, actions, rewards.squeeze(1), next_observations, terminations.squeeze(1))
+
+
+# ======== 8. Environment and evaluation: shared ========
+def refuse(reason: str) -> NoReturn:
+    """Ends the program with one line and exit status 2."""
+    print(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+    """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
+    warnings.filterwarnings("ignore", message=".*is out of date")  # the v4 tasks are meant
+    with contextlib.suppress(ImportError):  # Pendulum-v1 needs no MuJoCo
+        from gymnasium.envs.mujoco.mujoco_env import mujoco
+
+        mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
+    try:
+        env = gym.make(env_id, render_mode=render_mode)
+    except (gym.error.Error, ImportError) as error:
+        refuse(f"--env-id {env_id}: {error}")
+    space = env.action_space
+    if not (isinstance(space, gym.spaces.Box) and space.is_bounded()):
+        refuse(f"--env-id {env_id}: its actions are {space}, not a bounded Box")
+    if not env.observation_space.is_np_flattenable:
+        refuse(f"--env-id {env_id}: its observations are {env.observation_space}, which cannot be flattened")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+
+    def rescale(action: np.ndarray) -> np.ndarray:
+        action = ((high + low) / 2 + (high - low) / 2 * action.reshape(space.shape)).clip(low, high)
+        return (action.round() if space.dtype.kind in "iu" else action).astype(space.dtype)
+
+    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1.0, 1.0, (low.size,)))
+    return gym.wrappers.FlattenObservation(env)
+
+
+@torch.no_grad()
+def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
+    """What a policy on tensors does at one observation: (O,) -> (A,)."""
+    return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
+
+
+def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
+    """Returns of noise-free episodes, from the same starts for the same seed; draws no random numbers."""
+    returns = [0.0] * episodes
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        terminated = truncated = False
+        while not (terminated or truncated):
+            observation, reward, terminated, truncated, _ = env.step(act(actor, observation, device))
+            returns[episode] += float(reward)
+    return returns
+
+
+# ======== 9. Logging: shared ========
+class Log:
+    """The CSV files of a run, written row by row so that a killed run keeps them; wandb mirrors them."""
+
+    def __init__(self, run_dir: Path, args: Args, checkpoint: dict):
+        self.run_dir, self.args, self.wandb_id = (
+            run_dir,
+            args,
+            checkpoint.get("wandb_id") or secrets.token_hex(4),
+        )
+        self.track = args.track
+        self.prefixes = {"episodes": "charts", "timing": "charts", "evaluations": "eval", "losses": "losses"}
+        for name in self.prefixes:  # rows since the checkpoint will be written again
+            (run_dir / f"{name}.csv").touch()
+            os.truncate(run_dir / f"{name}.csv", checkpoint.get("csv_bytes", {}).get(name, 0))
+
+    def csv_bytes(self) -> dict[str, int]:
+        return {name: (self.run_dir / f"{name}.csv").stat().st_size for name in self.prefixes}
+
+    def write(self, name: str, global_step: int, row: dict[str, float]) -> None:
+        """Appends a row to {name}.csv, under its columns' names if it is the first."""
+        path, size, row = (
+            self.run_dir / f"{name}.csv",
+            self.csv_bytes()[name],
+            {"global_step": global_step} | row,
+        )
+        try:
+            with open(path, "a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(
+                    [row.values()] if size else [row, row.values()]
+                )
+        except OSError as error:  # a full disk costs the row, not the run
+            os.truncate(path, size)
+            tqdm.write(f"step {global_step}: no row in {path}: {error}")
+        self.mirror(global_step, {f"{self.prefixes[name]}/{key}": value for key, value in row.items()})
+
+    def mirror(self, global_step: int, metrics: dict) -> None:
+        """Sends metrics to wandb; the first failure turns it off, as the CSV files are the record."""
+        try:
+            if self.track:
+                import wandb
+
+                if wandb.run is None:
+                    owner = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+                    names = {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
+                    wandb.init(**owner, **names, config=vars(self.args), resume="allow")
+                films = {
+                    key: wandb.Video(str(path)) for key, path in metrics.items() if isinstance(path, Path)
+                }
+                wandb.log({"global_step": global_step} | metrics | films, step=global_step)
+        except Exception as error:
+            self.track = False
+            tqdm.write(f"Weights & Biases failed, and is off from here on: {error!r}")
+
+
+def stop_unless_finite(agent: Agent, global_step: int, **quantities) -> None:
+    """Raises FloatingPointError naming the step, the quantity, and any parameters that are not finite either."""
+    for name, value in quantities.items():
+        if not (np.isfinite(value).all() if isinstance(value, np.ndarray) else math.isfinite(value)):
+            broken = [name for name, values in agent.state_dict().items() if not values.isfinite().all()]
+            raise FloatingPointError(
+                f"step {global_step}: {name} is not finite; parameters that are not: {broken}"
+            )
+
+
+# ======== 10. Checkpoint: shared ========
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Puts the checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(state, file)
+            os.fsync(file.fileno())
+        if path.exists():
+            path.replace(path.with_suffix(".previous.pt"))
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is how torch.save says that the disk is full
+        unfinished.unlink(missing_ok=True)
+        tqdm.write(f"no checkpoint at step {state['global_step']}: {error}")
+
+
+def load_checkpoint(path: Path) -> dict:
+    """The newest sound checkpoint, {} if there never was one. It is data: loading it runs no code."""
+    candidates = [path for path in (path, path.with_suffix(".previous.pt")) if path.exists()]
+    for candidate in candidates:
+        try:
+            if damaged := zipfile.ZipFile(candidate).testzip():  # torch.load does not look at the CRC-32
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+            return torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            print(f"{candidate} is damaged: {error}", file=sys.stderr)
+    return refuse(f"no checkpoint in {path.parent} is sound; delete them to start over") if candidates else {}
+
+
+def open_run(args: Args, device: torch.device) -> tuple[Path, sqlite3.Connection]:
+    """The run's folder, and a lock that keeps others out of it for as long as this process lives."""
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
+    path, unfinished = run_dir / "args.json", run_dir / "args.unfinished"
+    if path.exists() and not args.resume:
+        refuse(f"--run-dir {run_dir} already holds a run; --resume continues it")
+    before = json.loads(path.read_text())["args"] if path.exists() else vars(args)
+    free = "run_dir exp_name resume total_timesteps checkpoint_frequency capture_video video_frequency watch"
+    free += " watch_episodes track wandb_project_name wandb_entity"
+    changed = {name for name, value in vars(args).items() if value != before.get(name)} - set(free.split())
+    if changed or args.total_timesteps < before["total_timesteps"]:
+        refuse(f"--resume: {', '.join(sorted(changed)) or 'total_timesteps'} was different in {path}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = sqlite3.connect(run_dir / "lock", timeout=0, isolation_level=None)  # let go when the process dies
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        refuse(f"--run-dir {run_dir} is in use by another process")
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
+    name = torch.cuda.get_device_name() if args.cuda else platform.processor()
+    record = {"args": vars(args), "versions": versions, "device": f"{device}: {name}", "git_commit": commit}
+    unfinished.write_text(json.dumps(record, indent=2))
+    unfinished.replace(path)
+    return run_dir, lock
+
+
+# ======== 11. Watching: shared ========
+def has_display() -> bool:
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def film(
+    actor: Actor, env_id: str, episodes: int, seed: int, folder: Path, device: torch.device
+) -> list[float]:
+    """Films noise-free episodes into {folder}/rl-video-episode-{n}.mp4; raises RuntimeError if it cannot."""
+    if not has_display():
+        os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+    env = make_env(env_id, "rgb_array")
+    try:
+        env = gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, disable_logger=True)
+        return evaluate(actor, env, episodes, seed, device)
+    except Exception as error:
+        advice = "MuJoCo needs Debian's package libegl1 or libosmesa6, or the like"
+        raise RuntimeError(f"cannot film {env_id}: {error!r}; {advice}") from error
+    finally:
+        env.close()
+
+
+def watch(args: Args) -> None:
+    """Plays the policy of the run in --watch in a window or, without a display, into mp4 files."""
+    run_dir, cpu = Path(args.watch), torch.device("cpu")
+    checkpoint = load_checkpoint(run_dir / "checkpoint.pt") or refuse(
+        f"--watch {run_dir}: no checkpoint there"
+    )
+    saved = json.loads((run_dir / "args.json").read_text())["args"]
+    if saved.keys() != vars(args).keys():
+        refuse(f"--watch {run_dir}: that run is another script's")
+    env = make_env(saved["env_id"], "human" if has_display() else None)
+    agent = Agent(env.observation_space.shape[0], env.action_space.shape[0], Args(**saved))
+    agent.load_state_dict(checkpoint["agent"])
+    if has_display():
+        returns = evaluate(agent.actor, env, args.watch_episodes, args.seed, cpu)
+    else:
+        folder = run_dir / "videos" / f"watch-{checkpoint['global_step']}"
+        returns = film(agent.actor, saved["env_id"], args.watch_episodes, args.seed, folder, cpu)
+        print(*sorted(folder.glob("*.mp4")), sep="\n")
+    print("returns:", *[f"{episodic_return:.1f}" for episodic_return in returns])
+
+
+# ======== 12. Training: shared ========
+def check(args: Args) -> None:
+    """Refuses values that cannot be meant."""
+    at_most_one = {"gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"}
+    may_be_zero = {"seed", "learning_starts", "eval_frequency", "checkpoint_frequency", "gamma"}
+    may_be_zero |= {"exploration_noise", "policy_noise", "noise_clip", "random_action_prob"}
+    for name, value in vars(args).items():
+        if type(value) in (int, float) and name != "target_entropy":
+            too_low = value < 0 or (value == 0 and name not in may_be_zero)
+            if too_low or (value > 1 and name in at_most_one) or not math.isfinite(value):
+                refuse(f"--{name.replace('_', '-')} {value} is out of range")
+    if args.batch_size > args.buffer_size:
+        refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")
+    if args.cuda and not torch.cuda.is_available():
+        refuse("--cuda: PyTorch finds no CUDA device here")
+    if args.resume and args.run_dir is None:
+        refuse("--resume needs the --run-dir of the run")
+
+
+def set_up_torch(args: Args) -> torch.device:
+    """Sets threads, determinism and matrix products; returns the device to train on."""
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # On AMD, oneDNN multiplies float32 matrices twice as fast as MKL. PyTorch leaves it those it may round to
+        # bfloat16; kept from the instructions for bfloat16, it computes them in float32 all the same.
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    return torch.device("cuda" if args.cuda else "cpu")
+
+
+def train(args: Args) -> Path:
+    """Trains an agent, from its last checkpoint if the run is resumed; returns the run's folder.
+
+    Raises FloatingPointError where an observation, action, reward, metric or parameter is not finite.
+    """
+    check(args)
+    device = set_up_torch(args)
+    env, eval_env = make_env(args.env_id), make_env(args.env_id)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    needed = 4 * args.buffer_size * (2 * obs_dim + action_dim + 2)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = torch.cuda.mem_get_info()[1] if args.cuda else memory
+    if needed > memory:
+        refuse(f"--buffer-size {args.buffer_size} needs {needed:,} bytes of the {memory:,} there are")
+    run_dir, lock = open_run(args, device)
+    checkpoint = load_checkpoint(run_dir / "checkpoint.pt")
+    log = Log(run_dir, args, checkpoint)
+
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    env.action_space.seed(args.seed)
+    env.reset(seed=args.seed)
+    generator, uniform_generator = (
+        env.unwrapped.np_random.bit_generator,
+        env.action_space.np_random.bit_generator,
+    )
+    agent = Agent(obs_dim, action_dim, args).to(device)
+    optimizers = {
+        name: value for name, value in vars(agent).items() if isinstance(value, torch.optim.Optimizer)
+    }
+    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    update = torch.compile(agent.update) if args.compile else agent.update
+    global_step = gradient_step = 0
+    elapsed, actions, episodic_return = 0.0, [], 0.0
+    metrics = {"actor_loss": math.nan}  # a delayed policy update may come after the first row
+    status = {"return": math.nan, "evaluation": math.nan}
+    if checkpoint:
+        global_step, gradient_step, elapsed, status, metrics = checkpoint["progress"]
+        agent.load_state_dict(checkpoint["agent"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(deepcopy(checkpoint["optimizers"][name]))  # a copy, not the mapped file
+        buffer.added = checkpoint["added"]
+        buffer.rows[: buffer.added] = checkpoint["rows"]
+        generator.state = checkpoint["episode_start"]
+    # The generator's state before a reset and the actions since then determine the environment's state, so that a
+    # run can be stopped anywhere: its episode is played again up to there.
+    episode_start = generator.state
+    observation, _ = env.reset()
+    for action in checkpoint.get("actions", []):
+        observation, reward, *_ = env.step(action.numpy())
+        actions.append(action.numpy())
+        episodic_return += float(reward)
+    if checkpoint:
+        uniform_generator.state = checkpoint["uniform_generator"]
+        np.random.set_state(checkpoint["numpy"])
+        torch.set_rng_state(checkpoint["torch"])
+        torch.cuda.set_rng_state_all(checkpoint["cuda"])
+    started, last_step, last_elapsed = time.perf_counter() - elapsed, global_step, elapsed
+    signals, checkpoint_due = (
+        [],
+        False,
+    )  # the first signal asks for a checkpoint, a second ends the process at once
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            number, lambda number, frame: os._exit(128 + number) if signals else signals.append(number)
+        )
+    sizes = f"{obs_dim} observations, {action_dim} actions, two hidden layers of {args.hidden_dim}"
+    print(f"{args.env_id} on {device}: {sizes}, a buffer of {needed:,} bytes; results go to {run_dir}")
+    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None, dynamic_ncols=True)
+
+    while global_step < args.total_timesteps and not signals:
+        global_step += 1
+        if global_step <= args.learning_starts:
+            action = env.action_space.sample()
+        else:
+            action = act(agent.explore, observation, device)
+        next_observation, reward, terminated, truncated, _ = env.step(action)
+        stop_unless_finite(agent, global_step, action=action, observation=next_observation, reward=reward)
+        buffer.add(observation, action, float(reward), next_observation, terminated)
+        observation = next_observation
+        actions.append(action)
+        episodic_return += float(reward)
+        bar.update()
+
+        if global_step > args.learning_starts and global_step % args.train_frequency == 0:
+            for _ in range(args.gradient_steps):
+                gradient_step += 1
+                metrics |= update(buffer.sample(args.batch_size), gradient_step)
+            if not args.cuda:  # a GPU would have to be waited for; there the next action or log row tells
+                stop_unless_finite(
+                    agent, global_step, **{k: v for k, v in metrics.items() if torch.is_tensor(v)}
+                )
+
+        if terminated or truncated:
+            status["return"] = episodic_return
+            row = {"episodic_return": episodic_return, "episodic_length": len(actions)}
+            log.write("episodes", global_step, row)
+            episode_start, actions, episodic_return = generator.state, [], 0.0
+            observation, _ = env.reset()
+            agent.start_episode()
+        if args.eval_frequency and global_step % args.eval_frequency == 0:
+            returns = evaluate(agent.actor, eval_env, args.eval_episodes, 10_000 * (1 + args.seed), device)
+            status["evaluation"] = float(np.mean(returns))
+            row = {"episodic_return": float(np.mean(returns)), "episodic_return_std": float(np.std(returns))}
+            log.write(
+                "evaluations", global_step, row | {f"return_{i}": value for i, value in enumerate(returns)}
+            )
+        if global_step % args.log_frequency == 0:
+            elapsed = time.perf_counter() - started
+            speed = (global_step - last_step) / (elapsed - last_elapsed)
+            last_step, last_elapsed = global_step, elapsed
+            log.write("timing", global_step, {"SPS": speed, "elapsed": elapsed})
+            if gradient_step:
+                row = {name: float(value) for name, value in metrics.items()}
+                for name, optimizer in optimizers.items():
+                    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+                    row[name.replace("optimizer", "gradient_norm")] = float(
+                        nn.utils.get_total_norm(gradients)
+                    )
+                log.write("losses", global_step, row | {"buffer_size": min(buffer.added, args.buffer_size)})
+            bar.set_postfix(status)
+            if bar.disable:
+                left = tqdm.format_interval((args.total_timesteps - global_step) / speed)
+                figures = ", ".join(f"{name} {value:.1f}" for name, value in status.items())
+                print(f"step {global_step:,}: {speed:.0f} steps/s, {left} left, {figures}", flush=True)
+        if args.capture_video and global_step % args.video_frequency == 0:
+            folder = run_dir / "videos" / f"step-{global_step}"
+            try:
+                film(agent.actor, args.env_id, 1, 10_000 * (1 + args.seed), folder, device)
+                log.mirror(global_step, {"videos/evaluation": folder / "rl-video-episode-0.mp4"})
+            except RuntimeError as error:
+                tqdm.write(f"step {global_step}: {error}")
+        checkpoint_due |= args.checkpoint_frequency > 0 and global_step % args.checkpoint_frequency == 0
+        if signals or global_step == args.total_timesteps or (checkpoint_due and not actions):
+            name, words, *rest = np.random.get_state()
+            state = {
+                "global_step": global_step,
+                "progress": (global_step, gradient_step, time.perf_counter() - started, status, metrics),
+                "agent": agent.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+                "added": buffer.added,  # and the rows as NumPy sees them: torch would save more than the slice
+                "rows": torch.from_numpy(buffer.rows.numpy(force=True)[: buffer.added]),
+                "episode_start": episode_start,
+                "actions": [torch.from_numpy(action) for action in actions],
+                "uniform_generator": uniform_generator.state,
+                "numpy": (name, words.tolist(), *rest),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
+                "csv_bytes": log.csv_bytes(),
+                "wandb_id": log.wandb_id,
+            }
+            save_checkpoint(run_dir / "checkpoint.pt", state)
+            checkpoint_due = False
+
+    bar.close()
+    lock.close()
+    print(f"{global_step:,} of {args.total_timesteps:,} steps are done; the results are in {run_dir}")
+    if signals:
+        sys.exit(128 + signals[0])
+    return run_dir
+
+
+# ======== 13. Command line: shared ========
+if __name__ == "__main__":
+    arguments = tyro.cli(Args)
+    try:
+        watch(arguments) if arguments.watch else train(arguments)
+    except FloatingPointError as error:
+        sys.exit(f"stopped at {error}")
