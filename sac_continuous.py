@@ -17,20 +17,18 @@ Usage: python sac_continuous.py --env-id Hopper-v4
 """
 # /// script
 # requires-python = ">=3.11,<3.14"
-# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
-#                 "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1"]
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
+#                 "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1"]
 # ///
 
 # ======== 2. Imports: shared ========
 import contextlib
 import csv
 import ctypes.util
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import secrets
 import signal
 import sqlite3
 import subprocess
@@ -140,10 +138,10 @@ class Actor(nn.Module):
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """(E8) a = tanh(u), u = m + σ ξ; (E9) log π(a|s) = Σ_dim [log N(u; m, σ) - 2 (log 2 - u - softplus(-2u))].
+    """(E8) a = tanh(u), u = m + σ ξ; (E9) log π = Σ_dim [log N(u; m, σ) - 2 (log 2 - u - softplus(-2u))].
 
-    Means, log σ and noise ξ are (B, A); returns a (B, A) and log π (B,). The last term is log(1 - tanh² u) in
-    a form that stays finite where tanh saturates (appendix C of the paper, made stable).
+    m, log σ and ξ are (B, A); returns a (B, A) and log π(a|s) (B,). The last term is log(1 - tanh² u),
+    in a form that stays finite where tanh saturates.
     """
     u = mean + log_std.exp() * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -173,7 +171,7 @@ def critic_loss(batch: Batch, qf: QNetwork, target_q: Tensor) -> tuple[Tensor, T
 def td_target(
     batch: Batch, actor: Actor, qf1_target: QNetwork, qf2_target: QNetwork, alpha: Tensor, args: Args
 ) -> Tensor:
-    """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s') of the current actor: (B,)."""
+    """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s') as π is now: (B,)."""
     next_actions, next_log_prob = actor.sample(batch.next_observations)
     next_q = qf1_target(batch.next_observations, next_actions)
     next_q = torch.min(next_q, qf2_target(batch.next_observations, next_actions)) - alpha * next_log_prob
@@ -265,15 +263,13 @@ class ReplayBuffer:
     """The last `capacity` transitions, one contiguous float32 row each, so that a minibatch is one gather."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
-        self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
+        self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
         self.rows = torch.empty(capacity, sum(self.widths), device=device)  # on a CPU, untouched until filled
         self.added = 0  # transitions ever added, those overwritten since too
 
-    def add(self, observation, action, reward: float, next_observation, terminated: bool) -> None:
+    def add(self, observation, action, next_observation, reward: float, terminated: bool) -> None:
         """Stores a transition of NumPy arrays (O,), (A,), (O,); a full buffer loses its oldest."""
-        row = np.concatenate(
-            [observation, action, [reward], next_observation, [terminated]], dtype=np.float32
-        )
+        row = np.concatenate((observation, action, next_observation, (reward, terminated)), dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
 
@@ -281,17 +277,11 @@ class ReplayBuffer:
         """A minibatch drawn uniformly, with replacement."""
         indices = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
         columns = self.rows.index_select(0, indices).split(self.widths, dim=1)
-        observations, actions, rewards, next_observations, terminations = columns
+        observations, actions, next_observations, rewards, terminations = columns
         return Batch(observations, actions, rewards.squeeze(1), next_observations, terminations.squeeze(1))
 
 
 # ======== 8. Environment and evaluation: shared ========
-def refuse(reason: str) -> NoReturn:
-    """Ends the program with one line and exit status 2."""
-    print(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
     warnings.filterwarnings("ignore", message=".*is out of date")  # the v4 tasks are meant
@@ -337,111 +327,108 @@ def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch
 
 
 # ======== 9. Logging: shared ========
+def say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # clear of the progress bar
+
+
+def refuse(reason: str) -> NoReturn:
+    """Ends the program with one line and exit status 2."""
+    say(f"{Path(__file__).name}: error: {' '.join(reason.split())}")
+    raise SystemExit(2)
+
+
+def stop_unless_finite(agent: Agent, global_step: int, **quantities) -> None:
+    """Raises FloatingPointError with the step, the quantity and any parameters that are not finite."""
+    for name, value in quantities.items():
+        if not (np.isfinite(value).all() if isinstance(value, np.ndarray) else math.isfinite(value)):
+            broken = [key for key, values in agent.state_dict().items() if not values.isfinite().all()]
+            raise FloatingPointError(
+                f"step {global_step}: {name} is not finite (parameters: {broken or 'all are'})"
+            )
+
+
 class Log:
     """The CSV files of a run, written row by row so that a killed run keeps them; wandb mirrors them."""
 
     def __init__(self, run_dir: Path, args: Args, checkpoint: dict):
-        self.run_dir, self.args, self.wandb_id = (
-            run_dir,
-            args,
-            checkpoint.get("wandb_id") or secrets.token_hex(4),
-        )
-        self.track = args.track
-        self.prefixes = {"episodes": "charts", "timing": "charts", "evaluations": "eval", "losses": "losses"}
-        for name in self.prefixes:  # rows since the checkpoint will be written again
-            (run_dir / f"{name}.csv").touch()
-            os.truncate(run_dir / f"{name}.csv", checkpoint.get("csv_bytes", {}).get(name, 0))
+        self.run_dir, self.args, self.track = run_dir, args, args.track
+        self.wandb_id = checkpoint.get("wandb_id")
+        for name in ("episodes.csv", "evaluations.csv", "losses.csv", "timing.csv"):
+            with open(run_dir / name, "ab") as file:
+                file.truncate(checkpoint.get("csv_bytes", {}).get(name, 0))  # later rows will come again
 
-    def csv_bytes(self) -> dict[str, int]:
-        return {name: (self.run_dir / f"{name}.csv").stat().st_size for name in self.prefixes}
-
-    def write(self, name: str, global_step: int, row: dict[str, float]) -> None:
-        """Appends a row to {name}.csv, under its columns' names if it is the first."""
-        path, size, row = (
-            self.run_dir / f"{name}.csv",
-            self.csv_bytes()[name],
-            {"global_step": global_step} | row,
-        )
+    def write(self, path: str, global_step: int, row: dict[str, float]) -> None:
+        """Appends a row to {name}.csv, where path is {wandb's prefix}/{name}; columns' names come first."""
+        prefix, name = path.split("/")
+        file_path, row = self.run_dir / f"{name}.csv", {"global_step": global_step} | row
+        size = file_path.stat().st_size
         try:
-            with open(path, "a", newline="") as file:
+            with open(file_path, "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(
                     [row.values()] if size else [row, row.values()]
                 )
         except OSError as error:  # a full disk costs the row, not the run
-            os.truncate(path, size)
-            tqdm.write(f"step {global_step}: no row in {path}: {error}")
-        self.mirror(global_step, {f"{self.prefixes[name]}/{key}": value for key, value in row.items()})
+            os.truncate(file_path, size)
+            say(f"step {global_step}: no row in {file_path}: {error}")
+        self.mirror({f"{prefix}/{key}": value for key, value in row.items()}, global_step)
 
-    def mirror(self, global_step: int, metrics: dict) -> None:
+    def mirror(self, metrics: dict, global_step: int) -> None:
         """Sends metrics to wandb; the first failure turns it off, as the CSV files are the record."""
         try:
             if self.track:
                 import wandb
 
                 if wandb.run is None:
-                    owner = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-                    names = {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
-                    wandb.init(**owner, **names, config=vars(self.args), resume="allow")
-                films = {
-                    key: wandb.Video(str(path)) for key, path in metrics.items() if isinstance(path, Path)
-                }
-                wandb.log({"global_step": global_step} | metrics | films, step=global_step)
+                    self.wandb_id = self.wandb_id or wandb.util.generate_id()
+                    names = {"entity": self.args.wandb_entity, "project": self.args.wandb_project_name}
+                    names |= {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
+                    wandb.init(**names, config=vars(self.args), resume="allow")
+                wandb.log({"global_step": global_step} | metrics, step=global_step)
         except Exception as error:
             self.track = False
-            tqdm.write(f"Weights & Biases failed, and is off from here on: {error!r}")
-
-
-def stop_unless_finite(agent: Agent, global_step: int, **quantities) -> None:
-    """Raises FloatingPointError naming the step, the quantity, and any parameters that are not finite either."""
-    for name, value in quantities.items():
-        if not (np.isfinite(value).all() if isinstance(value, np.ndarray) else math.isfinite(value)):
-            broken = [name for name, values in agent.state_dict().items() if not values.isfinite().all()]
-            raise FloatingPointError(
-                f"step {global_step}: {name} is not finite; parameters that are not: {broken}"
-            )
+            say(f"Weights & Biases failed, and is off from here on: {error!r}")
 
 
 # ======== 10. Checkpoint: shared ========
 def save_checkpoint(path: Path, state: dict) -> None:
     """Puts the checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
-    unfinished = path.with_suffix(".unfinished")
     try:
-        with open(unfinished, "wb") as file:
+        with open(path.with_suffix(".new"), "wb") as file:
             torch.save(state, file)
             os.fsync(file.fileno())
         if path.exists():
             path.replace(path.with_suffix(".previous.pt"))
-        unfinished.replace(path)
+        path.with_suffix(".new").replace(path)
     except (OSError, RuntimeError) as error:  # RuntimeError is how torch.save says that the disk is full
-        unfinished.unlink(missing_ok=True)
-        tqdm.write(f"no checkpoint at step {state['global_step']}: {error}")
+        path.with_suffix(".new").unlink(missing_ok=True)
+        say(f"step {state['global_step']}: no checkpoint: {error}")
 
 
 def load_checkpoint(path: Path) -> dict:
     """The newest sound checkpoint, {} if there never was one. It is data: loading it runs no code."""
-    candidates = [path for path in (path, path.with_suffix(".previous.pt")) if path.exists()]
+    candidates = [candidate for candidate in (path, path.with_suffix(".previous.pt")) if candidate.exists()]
     for candidate in candidates:
         try:
             if damaged := zipfile.ZipFile(candidate).testzip():  # torch.load does not look at the CRC-32
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             return torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            print(f"{candidate} is damaged: {error}", file=sys.stderr)
+            say(f"{candidate} is damaged: {error}")
     return refuse(f"no checkpoint in {path.parent} is sound; delete them to start over") if candidates else {}
 
 
-def open_run(args: Args, device: torch.device) -> tuple[Path, sqlite3.Connection]:
+def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
     """The run's folder, and a lock that keeps others out of it for as long as this process lives."""
     run_dir = Path(args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
-    path, unfinished = run_dir / "args.json", run_dir / "args.unfinished"
+    path = run_dir / "args.json"
     if path.exists() and not args.resume:
         refuse(f"--run-dir {run_dir} already holds a run; --resume continues it")
     before = json.loads(path.read_text())["args"] if path.exists() else vars(args)
-    free = "run_dir exp_name resume total_timesteps checkpoint_frequency capture_video video_frequency watch"
-    free += " watch_episodes track wandb_project_name wandb_entity"
-    changed = {name for name, value in vars(args).items() if value != before.get(name)} - set(free.split())
+    free = "run_dir exp_name resume checkpoint_frequency capture_video video_frequency watch watch_episodes"
+    free = f"{free} track wandb_project_name wandb_entity total_timesteps".split()
+    changed = [name for name in vars(args) if vars(args)[name] != before.get(name) and name not in free]
     if changed or args.total_timesteps < before["total_timesteps"]:
-        refuse(f"--resume: {', '.join(sorted(changed)) or 'total_timesteps'} was different in {path}")
+        refuse(f"--resume: {', '.join(changed) or 'total_timesteps'} was different in {path}")
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = sqlite3.connect(run_dir / "lock", timeout=0, isolation_level=None)  # let go when the process dies
     try:
@@ -450,67 +437,69 @@ def open_run(args: Args, device: torch.device) -> tuple[Path, sqlite3.Connection
         refuse(f"--run-dir {run_dir} is in use by another process")
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
-    name = torch.cuda.get_device_name() if args.cuda else platform.processor()
-    record = {"args": vars(args), "versions": versions, "device": f"{device}: {name}", "git_commit": commit}
-    unfinished.write_text(json.dumps(record, indent=2))
-    unfinished.replace(path)
+    device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
+    versions = {module.__name__: module.__version__ for module in (gym, np, torch)}
+    record = {"args": vars(args), "versions": versions, "device": device, "git_commit": commit}
+    path.with_suffix(".new").write_text(json.dumps(record, indent=2))
+    path.with_suffix(".new").replace(path)
     return run_dir, lock
 
 
 # ======== 11. Watching: shared ========
-def has_display() -> bool:
-    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list[float]:
+    """Plays noise-free episodes into {folder}/rl-video-episode-{n}.mp4, or in a window if there is no folder.
 
-
-def film(
-    actor: Actor, env_id: str, episodes: int, seed: int, folder: Path, device: torch.device
-) -> list[float]:
-    """Films noise-free episodes into {folder}/rl-video-episode-{n}.mp4; raises RuntimeError if it cannot."""
-    if not has_display():
-        os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
-    env = make_env(env_id, "rgb_array")
+    Raises RuntimeError, with what to install, where nothing can be rendered.
+    """
     try:
-        env = gym.wrappers.RecordVideo(env, str(folder), lambda episode: True, disable_logger=True)
-        return evaluate(actor, env, episodes, seed, device)
-    except Exception as error:
-        advice = "MuJoCo needs Debian's package libegl1 or libosmesa6, or the like"
-        raise RuntimeError(f"cannot film {env_id}: {error!r}; {advice}") from error
-    finally:
+        if folder:
+            os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+            env = gym.wrappers.RecordVideo(make_env(env_id, "rgb_array"), str(folder), lambda episode: True)
+        else:
+            env = make_env(env_id, "human")
+        returns = evaluate(actor, env, episodes, seed, device)
         env.close()
+    except Exception as error:
+        raise RuntimeError(f"cannot show {env_id} ({error!r}); MuJoCo needs libegl1 or libosmesa6") from error
+    return returns
 
 
 def watch(args: Args) -> None:
     """Plays the policy of the run in --watch in a window or, without a display, into mp4 files."""
-    run_dir, cpu = Path(args.watch), torch.device("cpu")
+    run_dir = Path(args.watch)
     checkpoint = load_checkpoint(run_dir / "checkpoint.pt") or refuse(
         f"--watch {run_dir}: no checkpoint there"
     )
     saved = json.loads((run_dir / "args.json").read_text())["args"]
     if saved.keys() != vars(args).keys():
         refuse(f"--watch {run_dir}: that run is another script's")
-    env = make_env(saved["env_id"], "human" if has_display() else None)
-    agent = Agent(env.observation_space.shape[0], env.action_space.shape[0], Args(**saved))
+    agent = Agent(*checkpoint["dimensions"], Args(**saved))
     agent.load_state_dict(checkpoint["agent"])
-    if has_display():
-        returns = evaluate(agent.actor, env, args.watch_episodes, args.seed, cpu)
-    else:
-        folder = run_dir / "videos" / f"watch-{checkpoint['global_step']}"
-        returns = film(agent.actor, saved["env_id"], args.watch_episodes, args.seed, folder, cpu)
+    window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
+    folder = None if window else run_dir / "videos" / f"watch-{checkpoint['global_step']}"
+    try:
+        returns = play(
+            agent.actor, saved["env_id"], args.watch_episodes, args.seed, folder, torch.device("cpu")
+        )
+    except RuntimeError as error:
+        refuse(f"--watch {run_dir}: {error}")
+    print("returns:", *(f"{episodic_return:.1f}" for episodic_return in returns))
+    if folder:
         print(*sorted(folder.glob("*.mp4")), sep="\n")
-    print("returns:", *[f"{episodic_return:.1f}" for episodic_return in returns])
 
 
 # ======== 12. Training: shared ========
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
-    at_most_one = {"gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"}
-    may_be_zero = {"seed", "learning_starts", "eval_frequency", "checkpoint_frequency", "gamma"}
-    may_be_zero |= {"exploration_noise", "policy_noise", "noise_clip", "random_action_prob"}
+    may_be_zero = (
+        "seed learning_starts eval_frequency checkpoint_frequency gamma exploration_noise policy_noise"
+    )
+    may_be_zero = f"{may_be_zero} noise_clip random_action_prob".split()
+    at_most_one = ["gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"]
     for name, value in vars(args).items():
         if type(value) in (int, float) and name != "target_entropy":
-            too_low = value < 0 or (value == 0 and name not in may_be_zero)
-            if too_low or (value > 1 and name in at_most_one) or not math.isfinite(value):
+            most = 1 if name in at_most_one else sys.float_info.max
+            if not (0 < value <= most or (value == 0 and name in may_be_zero)):
                 refuse(f"--{name.replace('_', '-')} {value} is out of range")
     if args.batch_size > args.buffer_size:
         refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")
@@ -520,131 +509,110 @@ def check(args: Args) -> None:
         refuse("--resume needs the --run-dir of the run")
 
 
-def set_up_torch(args: Args) -> torch.device:
-    """Sets threads, determinism and matrix products; returns the device to train on."""
-    torch.set_num_threads(args.threads)
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        # On AMD, oneDNN multiplies float32 matrices twice as fast as MKL. PyTorch leaves it those it may round to
-        # bfloat16; kept from the instructions for bfloat16, it computes them in float32 all the same.
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    return torch.device("cuda" if args.cuda else "cpu")
-
-
 def train(args: Args) -> Path:
     """Trains an agent, from its last checkpoint if the run is resumed; returns the run's folder.
 
     Raises FloatingPointError where an observation, action, reward, metric or parameter is not finite.
     """
     check(args)
-    device = set_up_torch(args)
-    env, eval_env = make_env(args.env_id), make_env(args.env_id)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    torch.set_num_threads(args.threads)
+    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        # On AMD, oneDNN multiplies float32 matrices twice as fast as MKL. PyTorch gives it those that it may
+        # round to bfloat16. Kept from instructions for that, oneDNN computes them in float32 all the same.
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    env, eval_env, eval_seed = make_env(args.env_id), make_env(args.env_id), 10_000 * (1 + args.seed)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     needed = 4 * args.buffer_size * (2 * obs_dim + action_dim + 2)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     memory = torch.cuda.mem_get_info()[1] if args.cuda else memory
     if needed > memory:
         refuse(f"--buffer-size {args.buffer_size} needs {needed:,} bytes of the {memory:,} there are")
-    run_dir, lock = open_run(args, device)
+    run_dir, lock = open_run(args)
     checkpoint = load_checkpoint(run_dir / "checkpoint.pt")
     log = Log(run_dir, args, checkpoint)
 
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    env.action_space.seed(args.seed)
     env.reset(seed=args.seed)
-    generator, uniform_generator = (
-        env.unwrapped.np_random.bit_generator,
-        env.action_space.np_random.bit_generator,
-    )
+    env.action_space.seed(args.seed)
+    generator, uniform = env.unwrapped.np_random.bit_generator, env.action_space.np_random.bit_generator
     agent = Agent(obs_dim, action_dim, args).to(device)
+    update = torch.compile(agent.update) if args.compile else agent.update
     optimizers = {
         name: value for name, value in vars(agent).items() if isinstance(value, torch.optim.Optimizer)
     }
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    update = torch.compile(agent.update) if args.compile else agent.update
-    global_step = gradient_step = 0
-    elapsed, actions, episodic_return = 0.0, [], 0.0
-    metrics = {"actor_loss": math.nan}  # a delayed policy update may come after the first row
-    status = {"return": math.nan, "evaluation": math.nan}
+    global_step, gradient_step, elapsed, actions, episodic_return = 0, 0, 0.0, [], 0.0
+    latest, metrics = {"return": math.nan, "evaluation": math.nan}, {"actor_loss": torch.tensor(math.nan)}
     if checkpoint:
-        global_step, gradient_step, elapsed, status, metrics = checkpoint["progress"]
         agent.load_state_dict(checkpoint["agent"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(deepcopy(checkpoint["optimizers"][name]))  # a copy, not the mapped file
-        buffer.added = checkpoint["added"]
-        buffer.rows[: buffer.added] = checkpoint["rows"]
-        generator.state = checkpoint["episode_start"]
-    # The generator's state before a reset and the actions since then determine the environment's state, so that a
-    # run can be stopped anywhere: its episode is played again up to there.
-    episode_start = generator.state
-    observation, _ = env.reset()
-    for action in checkpoint.get("actions", []):
-        observation, reward, *_ = env.step(action.numpy())
-        actions.append(action.numpy())
-        episodic_return += float(reward)
-    if checkpoint:
-        uniform_generator.state = checkpoint["uniform_generator"]
+        buffer.rows[: len(checkpoint["rows"])], buffer.added = checkpoint["rows"], checkpoint["added"]
+        global_step, gradient_step, elapsed, latest, metrics = checkpoint["progress"]
+        generator.state, uniform.state = checkpoint["environment"]
         np.random.set_state(checkpoint["numpy"])
         torch.set_rng_state(checkpoint["torch"])
         torch.cuda.set_rng_state_all(checkpoint["cuda"])
+    # The generator's state before a reset and the actions since determine the environment's state. So a run may
+    # stop anywhere: on resuming, its last episode is played again up to there.
+    episode_start = generator.state
+    observation, _ = env.reset()
+    for action in checkpoint.get("actions", []):
+        actions.append(action.numpy())
+        observation, reward, *_ = env.step(actions[-1])
+        episodic_return += float(reward)
     started, last_step, last_elapsed = time.perf_counter() - elapsed, global_step, elapsed
-    signals, checkpoint_due = (
-        [],
-        False,
-    )  # the first signal asks for a checkpoint, a second ends the process at once
+    signals, checkpoint_due = [], False  # one signal asks for a checkpoint and an end, two for an end at once
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            number, lambda number, frame: os._exit(128 + number) if signals else signals.append(number)
-        )
-    sizes = f"{obs_dim} observations, {action_dim} actions, two hidden layers of {args.hidden_dim}"
-    print(f"{args.env_id} on {device}: {sizes}, a buffer of {needed:,} bytes; results go to {run_dir}")
+        signal.signal(number, lambda number, _: os._exit(128 + number) if signals else signals.append(number))
+    networks = f"two hidden layers of {args.hidden_dim} on {device}"
+    print(
+        f"{args.env_id}: {obs_dim} observations, {action_dim} actions, {networks}, buffer of {needed:,} bytes"
+    )
     bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None, dynamic_ncols=True)
 
     while global_step < args.total_timesteps and not signals:
         global_step += 1
-        if global_step <= args.learning_starts:
-            action = env.action_space.sample()
-        else:
-            action = act(agent.explore, observation, device)
+        learning = global_step > args.learning_starts
+        action = act(agent.explore, observation, device) if learning else env.action_space.sample()
         next_observation, reward, terminated, truncated, _ = env.step(action)
         stop_unless_finite(agent, global_step, action=action, observation=next_observation, reward=reward)
-        buffer.add(observation, action, float(reward), next_observation, terminated)
+        buffer.add(observation, action, next_observation, reward, terminated)
         observation = next_observation
         actions.append(action)
         episodic_return += float(reward)
         bar.update()
 
-        if global_step > args.learning_starts and global_step % args.train_frequency == 0:
+        if learning and global_step % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
                 gradient_step += 1
                 metrics |= update(buffer.sample(args.batch_size), gradient_step)
-            if not args.cuda:  # a GPU would have to be waited for; there the next action or log row tells
-                stop_unless_finite(
-                    agent, global_step, **{k: v for k, v in metrics.items() if torch.is_tensor(v)}
-                )
+                if not args.cuda:  # a GPU would have to be waited for: there the next action or row tells
+                    stop_unless_finite(agent, global_step, **metrics)
 
         if terminated or truncated:
-            status["return"] = episodic_return
+            latest["return"] = episodic_return
             row = {"episodic_return": episodic_return, "episodic_length": len(actions)}
-            log.write("episodes", global_step, row)
+            log.write("charts/episodes", global_step, row)
             episode_start, actions, episodic_return = generator.state, [], 0.0
             observation, _ = env.reset()
             agent.start_episode()
         if args.eval_frequency and global_step % args.eval_frequency == 0:
-            returns = evaluate(agent.actor, eval_env, args.eval_episodes, 10_000 * (1 + args.seed), device)
-            status["evaluation"] = float(np.mean(returns))
-            row = {"episodic_return": float(np.mean(returns)), "episodic_return_std": float(np.std(returns))}
-            log.write(
-                "evaluations", global_step, row | {f"return_{i}": value for i, value in enumerate(returns)}
-            )
+            returns = evaluate(agent.actor, eval_env, args.eval_episodes, eval_seed, device)
+            latest["evaluation"] = float(np.mean(returns))
+            row = {"episodic_return": latest["evaluation"], "episodic_return_std": float(np.std(returns))}
+            row |= {f"return_{episode}": value for episode, value in enumerate(returns)}
+            log.write("eval/evaluations", global_step, row)
         if global_step % args.log_frequency == 0:
             elapsed = time.perf_counter() - started
             speed = (global_step - last_step) / (elapsed - last_elapsed)
             last_step, last_elapsed = global_step, elapsed
-            log.write("timing", global_step, {"SPS": speed, "elapsed": elapsed})
+            log.write("charts/timing", global_step, {"SPS": speed, "elapsed": elapsed})
             if gradient_step:
                 row = {name: float(value) for name, value in metrics.items()}
                 for name, optimizer in optimizers.items():
@@ -652,36 +620,38 @@ def train(args: Args) -> Path:
                     row[name.replace("optimizer", "gradient_norm")] = float(
                         nn.utils.get_total_norm(gradients)
                     )
-                log.write("losses", global_step, row | {"buffer_size": min(buffer.added, args.buffer_size)})
-            bar.set_postfix(status)
+                row["buffer_size"] = min(buffer.added, args.buffer_size)
+                log.write("losses/losses", global_step, row)
+            bar.set_postfix(latest)
             if bar.disable:
                 left = tqdm.format_interval((args.total_timesteps - global_step) / speed)
-                figures = ", ".join(f"{name} {value:.1f}" for name, value in status.items())
+                figures = ", ".join(f"{name} {value:.1f}" for name, value in latest.items())
                 print(f"step {global_step:,}: {speed:.0f} steps/s, {left} left, {figures}", flush=True)
         if args.capture_video and global_step % args.video_frequency == 0:
             folder = run_dir / "videos" / f"step-{global_step}"
             try:
-                film(agent.actor, args.env_id, 1, 10_000 * (1 + args.seed), folder, device)
-                log.mirror(global_step, {"videos/evaluation": folder / "rl-video-episode-0.mp4"})
+                play(agent.actor, args.env_id, 1, eval_seed, folder, device)
+                log.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
             except RuntimeError as error:
-                tqdm.write(f"step {global_step}: {error}")
+                say(f"step {global_step}: {error}")
         checkpoint_due |= args.checkpoint_frequency > 0 and global_step % args.checkpoint_frequency == 0
         if signals or global_step == args.total_timesteps or (checkpoint_due and not actions):
-            name, words, *rest = np.random.get_state()
+            kind, words, *rest = np.random.get_state()
+            filled = buffer.rows.numpy(force=True)[: buffer.added]  # as torch saves all that a slice is of
             state = {
                 "global_step": global_step,
-                "progress": (global_step, gradient_step, time.perf_counter() - started, status, metrics),
+                "progress": (global_step, gradient_step, time.perf_counter() - started, latest, metrics),
+                "dimensions": (obs_dim, action_dim),
                 "agent": agent.state_dict(),
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-                "added": buffer.added,  # and the rows as NumPy sees them: torch would save more than the slice
-                "rows": torch.from_numpy(buffer.rows.numpy(force=True)[: buffer.added]),
-                "episode_start": episode_start,
+                "rows": torch.from_numpy(filled),
+                "added": buffer.added,
+                "environment": (episode_start, uniform.state),
                 "actions": [torch.from_numpy(action) for action in actions],
-                "uniform_generator": uniform_generator.state,
-                "numpy": (name, words.tolist(), *rest),
+                "numpy": (kind, words.tolist(), *rest),
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
-                "csv_bytes": log.csv_bytes(),
+                "csv_bytes": {path.name: path.stat().st_size for path in run_dir.glob("*.csv")},
                 "wandb_id": log.wandb_id,
             }
             save_checkpoint(run_dir / "checkpoint.pt", state)
