@@ -1,0 +1,419 @@
+"""benchmark/throughput.py: what it counts, what it writes and prints, and that it measures our scripts."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import throughput
+import torch
+import tyro
+from conftest import ROOT
+from throughput import PRODUCTS, Options, Product, UnmeasuredError
+from torch.utils.flop_counter import FlopCounterMode
+
+SMALL = Options(env_id="Pendulum-v1", threads=1, batch_size=16, hidden_dim=16, steps=60, warm_up=30, rounds=1)
+
+
+def run_benchmark(*arguments, **options) -> subprocess.CompletedProcess:
+    """`python benchmark/throughput.py` with arguments."""
+    command = [sys.executable, str(ROOT / "benchmark" / "throughput.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+# ======== The matrix products of an update ========
+@pytest.mark.parametrize(
+    ("algorithm", "products_of_one_sample", "updates"),
+    [
+        # Of one sample, a critic (5-4-4-1) has 20 + 16 + 4 = 40 forward, 40 + 16 + 4 = 60 back to its weights
+        # and 40 back to its input; an actor (3-4-4-2) 12 + 16 + 8 = 36 and 36 + 16 + 8 = 60, SAC's (3-4-4-4)
+        # 12 + 16 + 16 = 44 and 44 + 16 + 16 = 76.
+        ("ddpg", (36 + 40) + (40 + 60) + (36 + 40 + 40 + 60), 1),
+        ("td3", 2 * ((36 + 2 * 40) + 2 * (40 + 60)) + (36 + 40 + 40 + 60), 2),
+        ("sac", (44 + 2 * 40) + 2 * (40 + 60) + (44 + 2 * (40 + 40) + 76), 1),
+    ],
+)
+def test_operations_worked_by_hand(algorithm, products_of_one_sample, updates):
+    needed, of_updates = throughput.products(algorithm, obs_dim=3, action_dim=2, hidden_dim=4, batch_size=5)
+    assert throughput.flops(needed) == 2 * 5 * products_of_one_sample
+    assert of_updates == updates
+
+
+def test_operations_are_those_of_the_scripts(script):
+    algorithm = throughput.algorithm_of(script.__name__.partition("_")[0])
+    obs_dim, action_dim, hidden_dim, batch_size = 11, 3, 24, 40
+    needed, updates = throughput.products(algorithm, obs_dim, action_dim, hidden_dim, batch_size)
+    agent = script.Agent(obs_dim, action_dim, script.Args(hidden_dim=hidden_dim))
+    observations, actions = torch.randn(batch_size, obs_dim), torch.rand(batch_size, action_dim)
+    batch = script.Batch(
+        observations=observations,
+        actions=actions,
+        rewards=torch.randn(batch_size),
+        next_observations=observations,
+        terminations=torch.zeros(batch_size),
+    )
+    with FlopCounterMode(display=False) as counter:
+        for gradient_step in range(1, 1 + 10 * updates):
+            agent.update(batch, gradient_step)
+    assert counter.get_total_flops() == 10 * throughput.flops(needed)
+
+
+def test_a_product_takes_as_long_as_it_takes(monkeypatch):
+    """The time is that of one product: 5 ms if 5 ms are slept in each."""
+    monkeypatch.setattr(torch, "mm", lambda left, right, out: time.sleep(0.005))
+    seconds = throughput.time_product(Product("forward", 2, 3, 4), "cpu")
+    assert 0.005 <= seconds < 0.05
+
+
+@pytest.mark.parametrize("kind", ["forward", "input gradient", "weight gradient"])
+def test_products_are_timed_in_the_layout_of_autograd(monkeypatch, kind):
+    seen = set()
+    mm = torch.mm
+
+    def spy(left, right, out):
+        seen.add((*left.shape, *right.shape, left.is_contiguous(), right.is_contiguous()))
+        return mm(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", spy)
+    throughput.time_product(Product(kind, 20, 30, 40), "cpu")
+    assert seen == {(20, 30, 30, 40, kind != "weight gradient", kind != "forward")}
+
+
+def test_the_bound_sums_the_products(monkeypatch):
+    """Where an operation takes 1 µs, an update takes as many µs as it has operations."""
+    monkeypatch.setattr(
+        throughput, "time_product", lambda product, device: 1e-6 * throughput.flops([product])
+    )
+    result = throughput.measure_products(dataclasses.replace(SMALL, contestants=("td3",)))
+    needed, updates = throughput.products("td3", 3, 1, 16, 16)
+    bound = result["algorithms"]["td3"]
+    assert bound["updates_per_second"] == pytest.approx(1e6 / (throughput.flops(needed) / updates))
+    assert bound["mflop_per_update"] == pytest.approx(throughput.flops(needed) / updates / 1e6)
+    assert bound["gflop_per_second"] == pytest.approx(1e-3)
+
+
+# ======== What is measured ========
+def test_seconds_are_those_after_the_warm_up(tmp_path):
+    path = tmp_path / "timing.csv"
+    path.write_text("global_step,SPS,elapsed\n30,3,10\n60,15,12\n90,10,15\n")
+    assert throughput.seconds_after_warm_up(path, SMALL) == 5.0
+
+
+def test_every_option_reaches_the_scripts(script):
+    options = Options(env_id="Ant-v4", threads=3, batch_size=5, hidden_dim=7, gradient_steps=9)
+    options = dataclasses.replace(options, steps=40, warm_up=20)
+    args = tyro.cli(script.Args, args=throughput.script_arguments(options, Path("there")))
+    assert (args.env_id, args.run_dir, args.threads, args.cuda) == ("Ant-v4", "there", 3, False)
+    assert (args.batch_size, args.hidden_dim, args.gradient_steps) == (5, 7, 9)
+    assert (args.learning_starts, args.log_frequency, args.total_timesteps) == (10, 20, 60)
+    assert (args.eval_frequency, args.checkpoint_frequency) == (0, 0)
+    assert args.train_frequency == 1  # one gradient phase a step, as in the peers
+    on_gpu = dataclasses.replace(options, device="cuda")
+    assert "--cuda" in throughput.script_arguments(on_gpu, Path("there"))
+
+
+def test_a_missing_peer_is_left_out_and_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+    path = tmp_path / "a.csv"
+    options = dataclasses.replace(SMALL, contestants=("sb3-sac", "sbx-sac"), csv=path)
+    assert throughput.main(options) == 0
+    output = capsys.readouterr().out
+    assert "sb3-sac is left out: stable-baselines3 is not installed" in output
+    assert "sbx-sac is left out: sbx-rl is not installed" in output
+    assert [row["contestant"] for row in throughput.read(path)] == [PRODUCTS]
+
+
+def test_a_script_that_fails_is_said_and_makes_the_program_fail(monkeypatch, tmp_path, capsys):
+    def measure(contestant, options):
+        raise UnmeasuredError("it broke")
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+    options = dataclasses.replace(SMALL, contestants=("sac --compile",), csv=tmp_path / "a.csv")
+    assert throughput.main(options) == 1
+    assert "sac --compile is left out: it broke" in capsys.readouterr().out
+
+
+def test_peak_memory_is_the_childs_own():
+    """Of a process that fills 200 MiB, and of one that does not; the parent is as small as the program is."""
+    program = """
+import json, sys, tempfile, throughput
+from pathlib import Path
+with tempfile.TemporaryDirectory() as folder:
+    commands = [[sys.executable, "-c", f"x = b'x' * {size}; print({size})"] for size in (1, 200 * 2**20)]
+    print(json.dumps(throughput.run_together(commands, throughput.Options(), Path(folder))))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    [(first, small), (second, large)] = json.loads(output)
+    assert (first, second) == ("1", str(200 * 2**20))
+    assert small < 60
+    assert 200 < large < 260
+
+
+def test_a_process_that_fails_stops_its_neighbours(tmp_path):
+    fails = [sys.executable, "-c", "import sys; print('first', file=sys.stderr); sys.exit('the reason')"]
+    waits = [sys.executable, "-c", "import time; time.sleep(100)"]
+    started = time.perf_counter()
+    with pytest.raises(UnmeasuredError, match="^the reason$"):
+        throughput.run_together([fails, waits], SMALL, tmp_path)
+    assert time.perf_counter() - started < 50
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this operating system confines no process")
+def test_processes_are_confined_to_as_many_cores_as_threads(tmp_path):
+    before = os.sched_getaffinity(0)
+    command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    [(output, _)] = throughput.run_together([command], SMALL, tmp_path)
+    assert output == "1"
+    assert os.sched_getaffinity(0) == before
+
+
+def test_physical_cores_come_first(monkeypatch, tmp_path):
+    for core, siblings in enumerate(["0-1", "0-1", "2-3", "2-3"]):
+        (tmp_path / f"cpu{core}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(throughput, "CPUS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    assert throughput.cores(2) == [0, 2]
+    assert throughput.cores(3) == [0, 2, 1]
+
+
+def test_scaling_varies_one_thing_at_a_time():
+    options = Options(scaling=True, steps=2_000, warm_up=1_000)
+    for axis, value, point in throughput.points(options):
+        assert str(getattr(point, axis)) == value
+        varied = {axis, "steps", "warm_up"} | ({"threads"} if axis == "processes" else set())
+        base, now = dataclasses.asdict(options), dataclasses.asdict(point)
+        assert {name for name in base if base[name] != now[name]} <= varied
+        assert point.steps == 2 * point.warm_up
+        throughput.check(point)
+    axes = {axis for axis, _, _ in throughput.points(options)}
+    assert axes == {"batch_size", "hidden_dim", "gradient_steps", "env_id", "processes"}
+
+
+def test_costly_points_take_fewer_steps():
+    base = Options(steps=2_000, warm_up=1_000)
+    shortened = throughput.shortened
+    assert shortened(dataclasses.replace(base, hidden_dim=512), base).steps == 500
+    assert shortened(dataclasses.replace(base, gradient_steps=5), base).steps == 400
+    assert shortened(dataclasses.replace(base, hidden_dim=64), base).steps == 2_000
+    assert shortened(dataclasses.replace(base, hidden_dim=256_000), base).warm_up == 20
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"contestants": ("ppo",)}, "'ppo' is none of"),
+        ({"contestants": ("sb3-sac --compile",)}, "'sb3-sac --compile' is none of"),
+        ({"profile": "sb3-sac"}, "'sb3-sac' is none of"),
+        ({"steps": 100, "warm_up": 30}, "multiple of --warm-up"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(wrong, complaint):
+    with pytest.raises(SystemExit, match=complaint):
+        throughput.main(dataclasses.replace(SMALL, **wrong))
+
+
+def test_a_measurement_is_never_overwritten(tmp_path):
+    (tmp_path / "a.csv").write_text("precious")
+    with pytest.raises(SystemExit, match="exists"):
+        throughput.main(dataclasses.replace(SMALL, csv=tmp_path / "a.csv"))
+    assert (tmp_path / "a.csv").read_text() == "precious"
+
+
+# ======== The CSV file and the tables ========
+BOUND = {"steps_per_second": 400.0, "updates_per_second": 400.0}
+BOUND |= {"mflop_per_update": 580.0, "gflop_per_second": 232.0}
+SPEEDS = {"sac": [100.0, 300.0, 200.0], "sb3-sac": [50.0, 100.0, 200.0], "sbx-sac": [100.0, 200.0, 250.0]}
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path) -> Path:
+    """The CSV file of three rounds of a race with known speeds, in the last of which sbx-sac fails."""
+    order = []
+
+    def measure(contestant, options):
+        order.append(contestant)
+        turn = order.count(contestant) - 1
+        if (contestant, turn) == ("sbx-sac", 2):
+            raise UnmeasuredError("it broke")
+        return {"steps_per_second": SPEEDS[contestant][turn], "peak_mib": 300.0 + turn}
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+    options = dataclasses.replace(SMALL, contestants=tuple(SPEEDS), rounds=3, gradient_steps=2)
+    left_out = throughput.race(options, tmp_path / "measured.csv")
+    assert left_out == {"sbx-sac": "it broke"}
+    a, b, c = SPEEDS
+    assert order == [a, b, c, b, c, a, c, a, b]  # each round starts with the next one
+    return tmp_path / "measured.csv"
+
+
+def test_csv_holds_every_measurement_and_its_conditions(measured):
+    with open(measured, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 + 3 + 3 + 2  # the bound, ours, and two peers of which one failed once
+    settings = {
+        "env_id": "Pendulum-v1",
+        "device": "cpu",
+        "threads": "1",
+        "processes": "1",
+        "batch_size": "16",
+    }
+    settings |= {"hidden_dim": "16", "gradient_steps": "2", "steps": "60", "warm_up": "30"}
+    for row in rows:
+        assert settings.items() <= row.items()
+        assert (row["algorithm"], row["hardware"]) == ("sac", "a machine")
+        assert f"torch {torch.__version__}" in row["versions"]
+        assert row["command"].startswith("python benchmark/throughput.py")
+    [ours] = [row for row in rows if (row["contestant"], row["round"]) == ("sac", "1")]
+    assert float(ours["steps_per_second"]) == 300
+    assert float(ours["updates_per_second"]) == 600
+    assert float(ours["gflop_per_second"]) == pytest.approx(600 * 580 / 1e3)
+    assert float(ours["peak_mib"]) == 301
+
+
+def test_comparison_has_medians_of_speeds_and_of_the_rounds_ratios(measured):
+    table = throughput.comparison(throughput.read(measured))
+    assert table.splitlines() == [
+        "| contestant | steps/s | lowest | highest | × SB3 | × SBX | of the bound | peak MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| sac | 200 | 100 | 300 | 2.00 | 1.25 | 0.50 | 301 |",  # of 2, 3, 1 and of 1, 1.5
+        "| sb3-sac | 100 | 50 | 200 | 1.00 | 0.50 | 0.25 | 301 |",
+        "| sbx-sac | 150 | 100 | 200 | 2.00 | 1.00 | 0.38 | 300 |",
+        "| sac's products alone: 580 MFLOP an update, 232 GFLOP/s "
+        "| 400 | 400 | 400 | 4.00 | 3.00 | 1.00 |  |",
+    ]
+
+
+def test_comparison_leaves_cells_of_missing_peers_empty(measured):
+    rows = [row for row in throughput.read(measured) if not row["contestant"].startswith("sb")]
+    assert "| sac | 200 | 100 | 300 |  |  | 0.50 | 301 |" in throughput.comparison(rows)
+
+
+def scaling_rows() -> list[throughput.Row]:
+    """Two algorithms at two widths: ours four times as long an update for three times the operations."""
+    rows = []
+    for algorithm in ("ddpg", "sac"):
+        for value, mflop, ours, limit in (("64", 30.0, 200.0, 400.0), ("128", 90.0, 50.0, 100.0)):
+            for contestant, updates in ((PRODUCTS, limit), (algorithm, ours)):
+                row = {"axis": "hidden_dim", "value": value, "round": 0.0, "contestant": contestant}
+                row |= {"algorithm": algorithm, "mflop_per_update": mflop, "peak_mib": 300.0}
+                rows.append(row | {"updates_per_second": updates, "steps_per_second": updates / 2})
+    return rows
+
+
+def test_growth_is_relative_to_the_first_value():
+    assert throughput.growth(scaling_rows(), "hidden_dim").splitlines()[2:4] == [
+        "| ddpg | 64 | 100.0 | 200.0 | 5.00 | 1.00 | 30.0 | 1.00 | 0.50 | 300 |",
+        "| ddpg | 128 | 25.0 | 50.0 | 20.00 | 4.00 | 90.0 | 3.00 | 0.50 | 300 |",
+    ]
+
+
+def test_figure_shows_every_contestant_and_its_bound(monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+
+    def spy(self, x, y, *arguments, **keywords):
+        drawn.append((keywords["label"], list(y)))
+        return plot(self, x, y, *arguments, **keywords)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    throughput.draw(scaling_rows(), tmp_path / "a.png")
+    curves = [("ddpg", [200, 50]), (PRODUCTS, [400, 100]), ("sac", [200, 50]), (PRODUCTS, [400, 100])]
+    assert drawn == curves
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_prints_the_tables_of_a_file(measured, capsys):
+    assert throughput.main(Options(report=measured)) == 0
+    output = capsys.readouterr().out
+    assert throughput.comparison(throughput.read(measured)) in output
+    assert "a machine" in output
+    assert "medians of 3 rounds" in output
+
+
+# ======== End to end ========
+def test_our_scripts_end_to_end(tmp_path):
+    """All three, measured as a user would. The timed steps cannot have taken longer than everything."""
+    options = "--contestants ddpg td3 sac --env-id Pendulum-v1 --threads 1 --batch-size 16 --hidden-dim 16"
+    options += " --steps 200 --warm-up 100 --rounds 1 --csv measured.csv"
+    started = time.perf_counter()
+    result = run_benchmark(*options.split(), cwd=tmp_path)
+    duration = time.perf_counter() - started
+    assert result.returncode == 0, result.stderr
+    rows = throughput.read(tmp_path / "measured.csv")
+    assert throughput.comparison(rows) in result.stdout
+    assert [row["contestant"] for row in rows] == [PRODUCTS] * 3 + ["ddpg", "td3", "sac"]
+    assert sum(200 / row["steps_per_second"] for row in rows[3:]) < duration
+    for limit, ours in zip(rows[:3], rows[3:], strict=True):
+        assert limit["algorithm"] == ours["algorithm"]
+        assert 0 < ours["steps_per_second"] < limit["steps_per_second"]
+        assert 100 < ours["peak_mib"] < 2_000
+    assert list(tmp_path.iterdir()) == [tmp_path / "measured.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("aten::mm", "matrix products"),
+        ("aten::mul", "other PyTorch operators"),
+        ("aten::mean", "other PyTorch operators"),
+        ("autograd::engine::evaluate_function: AddmmBackward0", "other PyTorch operators"),
+        ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x64>(Params)", "matrix products"),
+        ("aten::_fused_adam_", "optimizer and targets"),
+        ("Optimizer.step#Adam.step", "optimizer and targets"),
+        ("aten::_foreach_lerp_", "optimizer and targets"),
+        ("environment", "environment"),
+    ],
+)
+def test_operators_are_sorted_by_kind(name, category):
+    assert throughput.category(name) == category
+
+
+def test_profile_end_to_end():
+    """Wide networks, so that the matrix products must be found; shares add up to the whole."""
+    options = "--profile sac --env-id Pendulum-v1 --threads 1 --hidden-dim 512 --batch-size 128 --steps 20"
+    options += " --warm-up 10"
+    result = run_benchmark(*options.split())
+    assert result.returncode == 0, result.stderr
+    tables = [{}, {}]
+    for table, text in zip(tables, result.stdout.split("\n\n"), strict=True):
+        for line in text.splitlines()[2:]:
+            name, milliseconds, _ = line.strip("| ").split(" | ")
+            table[name] = float(milliseconds)
+    by_clock, by_operator = tables
+    assert by_clock.keys() == {
+        "environment",
+        "acting",
+        "storing",
+        "sampling",
+        "update",
+        "the rest of the loop",
+        "all",
+    }
+    kinds = {
+        "matrix products",
+        "optimizer and targets",
+        "environment",
+        "other PyTorch operators",
+        "Python",
+        "all",
+    }
+    assert by_operator.keys() == kinds
+    for table in tables:
+        assert all(milliseconds > 0 for milliseconds in table.values())
+        assert math.isclose(sum(table.values()), 2 * table["all"], abs_tol=0.01)
+    assert by_clock["update"] == max(value for name, value in by_clock.items() if name != "all")
+    assert by_operator["matrix products"] > by_operator["environment"]
