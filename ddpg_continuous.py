@@ -1,6 +1,6 @@
 """Deep Deterministic Policy Gradient (DDPG) for continuous control, in one file.
 
-Lillicrap et al. 2016, "Continuous control with deep reinforcement learning", https://arxiv.org/abs/1509.02971
+Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning", arXiv 1509.02971
 
     start from an actor μ, a critic Q, targets μ', Q' equal to them, and an empty buffer
     at each environment step:
@@ -141,6 +141,12 @@ def critic_loss(batch: Batch, qf: QNetwork, target_q: Tensor) -> tuple[Tensor, T
     return F.mse_loss(q_values, target_q), q_values.detach()
 
 
+@torch.no_grad()
+def polyak(target_parameters: list[Tensor], online_parameters: list[Tensor], tau: float) -> None:
+    """(E1) θ' ← (1-τ) θ' + τ θ, in place."""
+    torch._foreach_lerp_(target_parameters, online_parameters, tau)
+
+
 # ======== 5. Losses: this algorithm's own ========
 @torch.no_grad()
 def td_target(batch: Batch, actor_target: Actor, qf1_target: QNetwork, args: Args) -> Tensor:
@@ -211,8 +217,8 @@ class Agent(nn.Module):
         self.actor_optimizer.step()
         metrics["actor_loss"] = loss.detach()
 
-        if gradient_step % args.target_network_frequency == 0:  # (E1)
-            torch._foreach_lerp_(self.target_parameters, self.online_parameters, args.tau)
+        if gradient_step % args.target_network_frequency == 0:
+            polyak(self.target_parameters, self.online_parameters, args.tau)
         return metrics
 
 
@@ -262,7 +268,10 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
 
     def rescale(action: np.ndarray) -> np.ndarray:
-        action = ((high + low) / 2 + (high - low) / 2 * action.reshape(space.shape)).clip(low, high)
+        weight = (
+            1 + action.reshape(space.shape).astype(np.float64)
+        ) / 2  # so -1 and 1 are the bounds exactly
+        action = ((1 - weight) * low + weight * high).clip(low, high)
         return (action.round() if space.dtype.kind in "iu" else action).astype(space.dtype)
 
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1.0, 1.0, (low.size,)))
@@ -344,7 +353,10 @@ class Log:
                     names = {"entity": self.args.wandb_entity, "project": self.args.wandb_project_name}
                     names |= {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
                     wandb.init(**names, config=vars(self.args), resume="allow")
-                wandb.log({"global_step": global_step} | metrics, step=global_step)
+                films = {
+                    key: wandb.Video(str(path)) for key, path in metrics.items() if isinstance(path, Path)
+                }
+                wandb.log({"global_step": global_step} | metrics | films, step=global_step)
         except Exception as error:
             self.track = False
             say(f"Weights & Biases failed, and is off from here on: {error!r}")
@@ -519,8 +531,8 @@ def train(args: Args) -> Path:
         np.random.set_state(checkpoint["numpy"])
         torch.set_rng_state(checkpoint["torch"])
         torch.cuda.set_rng_state_all(checkpoint["cuda"])
-    # The generator's state before a reset and the actions since determine the environment's state. So a run may
-    # stop anywhere: on resuming, its last episode is played again up to there.
+    # The generator's state before a reset and the actions since determine the environment's state. So a run
+    # may stop anywhere: on resuming, its last episode is played again up to there.
     episode_start = generator.state
     observation, _ = env.reset()
     for action in checkpoint.get("actions", []):
@@ -552,9 +564,10 @@ def train(args: Args) -> Path:
         if learning and global_step % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
                 gradient_step += 1
-                metrics |= update(buffer.sample(args.batch_size), gradient_step)
+                updated = update(buffer.sample(args.batch_size), gradient_step)
+                metrics |= updated
                 if not args.cuda:  # a GPU would have to be waited for: there the next action or row tells
-                    stop_unless_finite(agent, global_step, **metrics)
+                    stop_unless_finite(agent, global_step, **updated)
 
         if terminated or truncated:
             latest["return"] = episodic_return

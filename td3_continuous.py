@@ -1,6 +1,6 @@
 """Twin Delayed DDPG (TD3) for continuous control, in one file.
 
-Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods", https://arxiv.org/abs/1802.09477
+Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods", arXiv 1802.09477
 
     start from an actor μ, critics Q1, Q2, targets μ', Q1', Q2' equal to them, and an empty buffer
     at each environment step:
@@ -62,9 +62,7 @@ class Args:
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which reach from -1 to 1
     policy_noise: float = 0.2  # σ̃, std of the noise on the target's actions; 0 for DDPG's target
     noise_clip: float = 0.5  # c, the most that the noise on the target's actions can be
-    policy_frequency: int = (
-        2  # gradient steps on the critics for each on the actor and the targets; 1 for DDPG's
-    )
+    policy_frequency: int = 2  # gradient steps on the critics to one on the actor and targets; 1 for DDPG's
     clipped_double_q: bool = True  # target the smaller of two critics; --no-clipped-double-q for DDPG's one
     # ======== 3. Arguments: shared ========
     env_id: str = "Hopper-v4"  # any Gymnasium task whose actions are a bounded Box
@@ -146,6 +144,12 @@ def critic_loss(batch: Batch, qf: QNetwork, target_q: Tensor) -> tuple[Tensor, T
     return F.mse_loss(q_values, target_q), q_values.detach()
 
 
+@torch.no_grad()
+def polyak(target_parameters: list[Tensor], online_parameters: list[Tensor], tau: float) -> None:
+    """(E1) θ' ← (1-τ) θ' + τ θ, in place."""
+    torch._foreach_lerp_(target_parameters, online_parameters, tau)
+
+
 # ======== 5. Losses: this algorithm's own ========
 @torch.no_grad()
 def td_target(
@@ -218,8 +222,8 @@ class Agent(nn.Module):
             self.actor_optimizer.step()
             metrics["actor_loss"] = loss.detach()
 
-            if gradient_step % args.target_network_frequency == 0:  # (E1)
-                torch._foreach_lerp_(self.target_parameters, self.online_parameters, args.tau)
+            if gradient_step % args.target_network_frequency == 0:
+                polyak(self.target_parameters, self.online_parameters, args.tau)
         return metrics
 
 
@@ -269,7 +273,10 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
 
     def rescale(action: np.ndarray) -> np.ndarray:
-        action = ((high + low) / 2 + (high - low) / 2 * action.reshape(space.shape)).clip(low, high)
+        weight = (
+            1 + action.reshape(space.shape).astype(np.float64)
+        ) / 2  # so -1 and 1 are the bounds exactly
+        action = ((1 - weight) * low + weight * high).clip(low, high)
         return (action.round() if space.dtype.kind in "iu" else action).astype(space.dtype)
 
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1.0, 1.0, (low.size,)))
@@ -351,7 +358,10 @@ class Log:
                     names = {"entity": self.args.wandb_entity, "project": self.args.wandb_project_name}
                     names |= {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
                     wandb.init(**names, config=vars(self.args), resume="allow")
-                wandb.log({"global_step": global_step} | metrics, step=global_step)
+                films = {
+                    key: wandb.Video(str(path)) for key, path in metrics.items() if isinstance(path, Path)
+                }
+                wandb.log({"global_step": global_step} | metrics | films, step=global_step)
         except Exception as error:
             self.track = False
             say(f"Weights & Biases failed, and is off from here on: {error!r}")
@@ -526,8 +536,8 @@ def train(args: Args) -> Path:
         np.random.set_state(checkpoint["numpy"])
         torch.set_rng_state(checkpoint["torch"])
         torch.cuda.set_rng_state_all(checkpoint["cuda"])
-    # The generator's state before a reset and the actions since determine the environment's state. So a run may
-    # stop anywhere: on resuming, its last episode is played again up to there.
+    # The generator's state before a reset and the actions since determine the environment's state. So a run
+    # may stop anywhere: on resuming, its last episode is played again up to there.
     episode_start = generator.state
     observation, _ = env.reset()
     for action in checkpoint.get("actions", []):
@@ -559,9 +569,10 @@ def train(args: Args) -> Path:
         if learning and global_step % args.train_frequency == 0:
             for _ in range(args.gradient_steps):
                 gradient_step += 1
-                metrics |= update(buffer.sample(args.batch_size), gradient_step)
+                updated = update(buffer.sample(args.batch_size), gradient_step)
+                metrics |= updated
                 if not args.cuda:  # a GPU would have to be waited for: there the next action or row tells
-                    stop_unless_finite(agent, global_step, **metrics)
+                    stop_unless_finite(agent, global_step, **updated)
 
         if terminated or truncated:
             latest["return"] = episodic_return

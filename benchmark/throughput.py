@@ -450,7 +450,7 @@ def points(options: Options) -> list[tuple[str, str, Options]]:
 def shortened(point: Options, base: Options) -> Options:
     """A point with fewer steps than the base where its steps cost more, as far as 20 of warm-up."""
     cost = point.batch_size / base.batch_size * point.gradient_steps / base.gradient_steps
-    cost = max(1.0, cost * (point.hidden_dim / base.hidden_dim) ** 2)
+    cost *= (point.hidden_dim / base.hidden_dim) ** 2
     warm_up = min(base.warm_up, max(20, int(base.warm_up / cost)))
     return dataclasses.replace(point, warm_up=warm_up, steps=base.steps // base.warm_up * warm_up)
 

@@ -160,12 +160,44 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_a_process_that_fails_stops_its_neighbours(tmp_path):
-    fails = [sys.executable, "-c", "import sys; print('first', file=sys.stderr); sys.exit('the reason')"]
-    waits = [sys.executable, "-c", "import time; time.sleep(100)"]
-    started = time.perf_counter()
+    """Two processes: one says its number and waits, the other fails once it has."""
+    path = tmp_path / "number"
+    waits = f"import os, time; open({str(path)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(100)"
+    fails = "import os, sys, time\n"
+    fails += f"while not (os.path.exists({str(path)!r}) and open({str(path)!r}).read()): time.sleep(0.1)\n"
+    fails += "print('first', file=sys.stderr)\nsys.exit('the reason')"
+    commands = [[sys.executable, "-c", program] for program in (fails, waits)]
     with pytest.raises(UnmeasuredError, match="^the reason$"):
-        throughput.run_together([fails, waits], SMALL, tmp_path)
-    assert time.perf_counter() - started < 50
+        throughput.run_together(commands, SMALL, tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
+def test_copies_of_a_contestant_add_up(monkeypatch):
+    """Two copies that take 2 and 3 s for 60 steps."""
+
+    def run_together(commands, options, folder):
+        for command, seconds in zip(commands, (2, 3), strict=True):
+            run_dir = Path(command[command.index("--run-dir") + 1])
+            run_dir.mkdir()
+            (run_dir / "timing.csv").write_text(f"global_step,elapsed\n30,1\n90,{1 + seconds}\n")
+        return [("", 300.0), ("", 400.0)]
+
+    monkeypatch.setattr(throughput, "run_together", run_together)
+    result = throughput.measure("sac --compile", dataclasses.replace(SMALL, processes=2))
+    assert result == {"steps_per_second": 60 / 2 + 60 / 3, "peak_mib": 400.0}
+
+
+def test_bounds_of_copies_add_up(monkeypatch):
+    """Two copies, each with four updates for an environment step."""
+    outputs = []
+    for updates in (100.0, 300.0):
+        row = {"updates_per_second": updates, "gflop_per_second": updates / 10, "mflop_per_update": 100.0}
+        outputs.append((json.dumps({"hardware": "a machine", "algorithms": {"sac": row}}), 300.0))
+    monkeypatch.setattr(throughput, "run_together", lambda commands, options, folder: outputs)
+    options = dataclasses.replace(SMALL, contestants=("sac", "sbx-sac"), processes=2, gradient_steps=4)
+    sums = {"updates_per_second": 400.0, "gflop_per_second": 40.0, "mflop_per_update": 100.0}
+    assert throughput.bound(options) == {"sac": sums | {"steps_per_second": 100.0, "hardware": "a machine"}}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this operating system confines no process")
@@ -280,6 +312,21 @@ def test_csv_holds_every_measurement_and_its_conditions(measured):
     assert float(ours["updates_per_second"]) == 600
     assert float(ours["gflop_per_second"]) == pytest.approx(600 * 580 / 1e3)
     assert float(ours["peak_mib"]) == 301
+
+
+def test_csv_of_scaling_holds_the_settings_of_each_point(monkeypatch, tmp_path):
+    monkeypatch.setattr(throughput, "AXES", {"batch_size": [8, 32], "processes": [1, 2]})
+    monkeypatch.setattr(throughput, "measure", lambda name, point: {"steps_per_second": 1.0, "peak_mib": 1.0})
+    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+    options = dataclasses.replace(SMALL, contestants=("sac",), scaling=True, threads=2)
+    throughput.race(options, tmp_path / "a.csv")
+    rows = [row for row in throughput.read(tmp_path / "a.csv") if row["contestant"] == "sac"]
+    assert [(row["axis"], row["value"]) for row in rows] == [
+        *(("batch_size", "8"), ("batch_size", "32")),
+        *(("processes", "1"), ("processes", "2")),
+    ]
+    settings = [(row["batch_size"], row["processes"], row["threads"], row["warm_up"]) for row in rows]
+    assert settings == [(8, 1, 2, 30), (32, 1, 2, 20), (16, 1, 1, 30), (16, 2, 1, 30)]
 
 
 def test_comparison_has_medians_of_speeds_and_of_the_rounds_ratios(measured):
