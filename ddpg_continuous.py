@@ -525,6 +525,10 @@ def train(args: Args) -> Path:
         agent.load_state_dict(checkpoint["agent"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(deepcopy(checkpoint["optimizers"][name]))  # a copy, not the mapped file
+        for parameter, gradient in zip(agent.parameters(), checkpoint["gradients"], strict=True):
+            parameter.grad = (
+                None if gradient is None else gradient.to(device, copy=True)
+            )  # for the next log row
         buffer.rows[: len(checkpoint["rows"])], buffer.added = checkpoint["rows"], checkpoint["added"]
         global_step, gradient_step, elapsed, latest, metrics = checkpoint["progress"]
         generator.state, uniform.state = checkpoint["environment"]
@@ -618,6 +622,7 @@ def train(args: Args) -> Path:
                 "dimensions": (obs_dim, action_dim),
                 "agent": agent.state_dict(),
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+                "gradients": [parameter.grad for parameter in agent.parameters()],
                 "rows": torch.from_numpy(filled),
                 "added": buffer.added,
                 "environment": (episode_start, uniform.state),

@@ -60,9 +60,9 @@ AXES = {
 class Options:
     """Times training: our scripts beside their peers (the default), --scaling, or --profile."""
 
-    contestants: tuple[str, ...] = ()
-    # ddpg, td3, sac, each also with flags of the script as in "sac --compile"; sb3-ddpg, ..., sbx-sac;
+    # ddpg, td3, sac, each also with flags of the script, as in "sac --compile"; sb3-ddpg, ..., sbx-sac;
     # none is all of them, or our three with --scaling
+    contestants: tuple[str, ...] = ()
     env_id: str = "HalfCheetah-v4"  # better one whose episodes do not end early, as resets are timed too
     device: Literal["cpu", "cuda"] = "cpu"  # where to train
     threads: int = 2  # CPU threads of each process
@@ -366,7 +366,7 @@ def run_together(commands: list[list[str]], options: Options, folder: Path) -> l
         for index, command in enumerate(commands):
             out = stack.enter_context(open(folder / f"{index}.out", "w+"))
             err = stack.enter_context(open(folder / f"{index}.err", "w+"))
-            process = subprocess.Popen(command, stdout=out, stderr=err)
+            process = subprocess.Popen(command, stdout=out, stderr=err, cwd=folder)
             stack.callback(stop, process)
             running.append((process, out, err))
         for process, out, err in running:
@@ -617,7 +617,7 @@ def draw(rows: list[Row], path: Path) -> None:
                 panel.plot(range(len(values)), heights, style, color=f"C{index}", label=name, markersize=4)
         panel.set_xticks(range(len(values)), [value.removesuffix("-v4") for value in values])
         panel.tick_params(axis="x", labelrotation=30 if axis == "env_id" else 0)
-        panel.set(xlabel=axis.replace("_id", "").replace("_", " "), yscale="log")
+        panel.set(xlabel="task" if axis == "env_id" else axis.replace("_", " "), yscale="log")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("updates per second")
     panels[0][-1].legend(fontsize=7)

@@ -127,7 +127,7 @@ flags=(--learning-starts 200 --batch-size 64 --hidden-dim 64 --buffer-size 3000 
     --eval-frequency 1500 --eval-episodes 1)
 
 folder_of() { printf '%s' "$1/${cells[$2]}"; }
-rows() { wc -l 2>/dev/null <"$1" || echo 0; }
+rows() { { wc -l <"$1" || echo 0; } 2>/dev/null; }
 
 # Whether a task has begun to learn, and is not about to end.
 is_learning() {
@@ -163,9 +163,11 @@ job=$(RESULTS=$work/results sbatch --parsable --array=0-3 --mem=1G --output="$wo
     benchmark/slurm.sbatch "${flags[@]}")
 echo "submitted job array $job"
 wait_for 300 is_learning 0
-scontrol requeue "${job}_0"
 wait_for 300 is_learning 1
-scancel --batch --signal=USR1 "${job}_1" # as --signal=B:USR1@120 has Slurm do before the time limit
+# As --signal=B:USR1@120 has Slurm do before the time limit. By its own number: named as a task of the array it
+# would get the signal again and again.
+scancel --batch --signal=USR1 "$(squeue --noheader --jobs="${job}_1" --format=%A)"
+wait_for 60 scontrol requeue "${job}_0"
 wait_for 300 is_learning 2
 wait_for 300 is_learning 3
 sbatch --parsable --partition=high --cpus-per-task=2 --output=/dev/null --wrap='sleep 1' >"$work/urgent"

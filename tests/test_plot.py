@@ -547,10 +547,12 @@ def test_the_legend_has_a_cell_of_its_own(tmp_path, tasks):
     names = [*plot.TASKS, "Swimmer", "Reacher"][:tasks]
     for name in names:
         write_run(tmp_path / name, "sac_continuous", f"{name}-v4", 1, 1.0, STEPS[:2])
-    axes = plot.plot_returns(plot.read_runs(tmp_path), REFERENCE).axes
+    figure = plot.plot_returns(plot.read_runs(tmp_path), REFERENCE)
+    axes, (width, height) = figure.axes, figure.get_size_inches()
     panels = [some.get_title("left") for some in axes if some.axison]
     assert sorted(panels) == sorted(names)
     assert panels[: min(5, tasks)] == names[:5]
+    assert tasks != 5 or width / height == pytest.approx(16 / 9, rel=0.01)  # fills a slide
     assert not axes[-1].axison
 
 

@@ -1,5 +1,5 @@
-"""Kills one short run of each script at random moments, resumes it each time with the same command, and compares
-what it ends with, byte for byte, with a run that was left alone.
+"""Kills one short run of each script at random moments, resumes it each time with the same command, and
+compares what it ends with, byte for byte, with a run that was left alone.
 
 Usage: python tests/twenty_kills.py                                        twenty SIGKILLs for each script
        python tests/twenty_kills.py --scripts sac_continuous --flags="--env-id Hopper-v4 --cuda"
@@ -41,8 +41,8 @@ def tensors(value, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def results(run_dir: Path) -> dict[str, bytes]:
-    """What a run must reproduce: its CSV files, except the clock's, and every tensor of its last checkpoint, that
-    is weights, optimizers, replay buffer and generators, under a name with its type and shape."""
+    """What a run must reproduce: its CSV files, except the clock's, and every tensor of its last checkpoint,
+    that is weights, optimizers, replay buffer and generators, under a name with its type and shape."""
     names = ("episodes.csv", "evaluations.csv", "losses.csv")
     found = {name: (run_dir / name).read_bytes() for name in names}
     checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -67,10 +67,10 @@ def progress(run_dir: Path) -> int:
 def kill_and_resume(
     start: Callable, run_dir: Path, kills: int, total_timesteps: int, generator: random.Random
 ) -> tuple[int, int]:
-    """Starts a run again and again, sends it SIGKILL at random moments spread over its steps, then lets it end.
+    """Starts a run again and again, sends it SIGKILL at random moments spread over its steps, then lets it
+    end. `start(run_dir)` gives the run's process: a Popen, or what has its poll, wait and kill.
 
-    `start(run_dir)` gives the run's process: a Popen, or what has its poll, wait and kill. Returns how many were
-    killed, and how many of those were writing a checkpoint just then.
+    Returns how many processes were killed, and how many of those were writing a checkpoint just then.
     """
     killed = writing = 0
     for kill in range(kills):
@@ -90,7 +90,8 @@ def kill_and_resume(
 
 def main() -> int:
     """Prints a line for each script; returns 0 if all are as they should be, else 1."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs for each script")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--total-timesteps", type=int, default=2000, help="length of each run")
@@ -117,7 +118,8 @@ def main() -> int:
                 killed, writing = kill_and_resume(start, often_killed, arguments.kills, steps, moments)
                 different = differences(often_killed, results(alone))
                 verdict = f"differs in {', '.join(different)}" if different else "ended byte-identical"
-                print(f"{script}: killed {killed} times, {writing} of them in a checkpoint's write; {verdict}")
+                times = f"killed {killed} times, {writing} of them in a checkpoint's write"
+                print(f"{script}: {times}; {verdict}", flush=True)
                 failed |= bool(different) or killed < arguments.kills
             except RuntimeError as error:
                 logs = [path.read_text()[-2000:] for path in sorted(Path(folder).glob("*.log"))]
