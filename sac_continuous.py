@@ -296,7 +296,7 @@ def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
 
         mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
     try:
-        env = gym.make(env_id, render_mode=render_mode)
+        env = gym.make(env_id, **({"render_mode": render_mode} if render_mode else {}))
     except (gym.error.Error, ImportError) as error:
         refuse(f"--env-id {env_id}: {error}")
     space = env.action_space
@@ -440,7 +440,8 @@ def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
     free = f"{free} track wandb_project_name wandb_entity total_timesteps".split()
     changed = [name for name in vars(args) if vars(args)[name] != before.get(name) and name not in free]
     if changed or args.total_timesteps < before["total_timesteps"]:
-        refuse(f"--resume: {', '.join(changed) or 'total_timesteps'} was different in {path}")
+        flags = [f"--{name.replace('_', '-')}" for name in changed or ["total_timesteps"]]
+        refuse(f"--resume: {', '.join(flags)} was different in {path}")
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = sqlite3.connect(run_dir / "lock", timeout=0, isolation_level=None)  # let go when the process dies
     try:
@@ -503,15 +504,14 @@ def watch(args: Args) -> None:
 # ======== 12. Training: shared ========
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
-    may_be_zero = (
-        "seed learning_starts eval_frequency checkpoint_frequency gamma exploration_noise policy_noise"
-    )
-    may_be_zero = f"{may_be_zero} noise_clip random_action_prob".split()
+    may_be_zero = "seed learning_starts eval_frequency checkpoint_frequency gamma random_action_prob"
+    may_be_zero = f"{may_be_zero} exploration_noise policy_noise noise_clip target_entropy".split()
     at_most_one = ["gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"]
     for name, value in vars(args).items():
-        if type(value) in (int, float) and name != "target_entropy":
-            most = 1 if name in at_most_one else sys.float_info.max
-            if not (0 < value <= most or (value == 0 and name in may_be_zero)):
+        if type(value) in (int, float):
+            least = -sys.float_info.max if name == "target_entropy" else 0
+            most = {"seed": 2**32 - 1}.get(name, 1 if name in at_most_one else sys.float_info.max)
+            if not least <= value <= most or (value == 0 and name not in may_be_zero):
                 refuse(f"--{name.replace('_', '-')} {value} is out of range")
     if args.batch_size > args.buffer_size:
         refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")

@@ -106,6 +106,7 @@ attempt() {
 
 # ======== The whole grid on this machine ========
 
+# shellcheck disable=SC2317 # traps call it
 # Stops a sweep: no more starts, and one SIGTERM to each run, upon which it writes a checkpoint and ends.
 stop() {
     local path

@@ -5,6 +5,7 @@ The small environments are those of test_environment.
 
 import dataclasses
 import fcntl
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -22,7 +23,6 @@ import termios
 import types
 from itertools import pairwise
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -127,7 +127,8 @@ def test_every_boolean_flag_both_ways(name, flag, tmp_path, monkeypatch):
     if values["cuda"] and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     if values["compile"] and name != "td3_continuous":
-        pytest.skip("compiling takes long; one script, whose update has branches, stands for all")
+        # Half a minute for machine code is spent on one script alone, whose update has branches.
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     # Evaluations, films and checkpoints come before and after learning_starts, which is 60.
@@ -187,7 +188,7 @@ def updates(script, monkeypatch) -> list:
 def test_when_gradient_steps_are_taken(script, total, starts, frequency, gradient_steps, tmp_path, updates):
     """After learning_starts, every train_frequency steps, gradient_steps updates, on fresh minibatches."""
     options = {"total_timesteps": total, "learning_starts": starts, "train_frequency": frequency}
-    options |= {"gradient_steps": gradient_steps, "batch_size": 16, "log_frequency": 10, "eval_frequency": 30}
+    options |= {"gradient_steps": gradient_steps, "batch_size": 16, "log_frequency": 10}
     run_dir = quick_train(script, tmp_path / "run", **options)
     phases = [step for step in range(1, total + 1) if step > starts and step % frequency == 0]
     wanted = [step for step in phases for _ in range(gradient_steps)]
@@ -199,7 +200,6 @@ def test_when_gradient_steps_are_taken(script, total, starts, frequency, gradien
 
     logged = list(range(10, total + 1, 10))
     assert [row["global_step"] for row in rows(run_dir / "timing.csv")] == logged
-    assert [row["global_step"] for row in rows(run_dir / "evaluations.csv")] == list(range(30, total + 1, 30))
     if phases:
         losses = [row["global_step"] for row in rows(run_dir / "losses.csv")]
         assert losses == [step for step in logged if step >= phases[0]]
@@ -319,7 +319,7 @@ def test_a_log_file_gets_plain_lines(tmp_path):
     banner, *lines, last = done.stdout.splitlines()
     size = 4 * 1000 * (11 + 3 + 1 + 11 + 1)  # float32: s, a, r, s', d
     for fact in ("Hopper-v4", "cpu", "11", "3", "8", f"{size:,} bytes"):
-        assert re.search(rf"(?<![\w,]){fact}(?![\w,])", banner), (fact, banner)
+        assert re.search(rf"(?<![\w,]){fact}\b", banner), (fact, banner)
     assert len(lines) == 3
     for line, step in zip(lines, (100, 200, 300), strict=True):
         assert re.match(rf"step {step}: [\d,]+ steps/s, \d+:\d\d left, ", line), line
@@ -358,21 +358,18 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
 
 
 class FakeWandb(types.ModuleType):
-    """Stands for wandb: notes what is logged, or fails where it is told to; further attributes do nothing."""
+    """Stands for wandb: notes what is logged, or fails where it is told to."""
 
     def __init__(self, failing: str = ""):
         super().__init__("wandb")
         self.failing, self.run, self.logged, self.options = failing, None, [], {}
-        self.util = types.SimpleNamespace(generate_id=lambda *_: "0a1b2c3d")
-
-    def __getattr__(self, name):
-        return MagicMock()
+        self.Video = str
 
     def init(self, **options):
         if self.failing == "init":
             raise ConnectionError("the login was refused")
         self.options = options
-        self.run = types.SimpleNamespace(id=options.get("id", "0a1b2c3d"))
+        self.run = types.SimpleNamespace(id=options.get("id") or "0a1b2c3d")
         return self.run
 
     def log(self, metrics, step=None):
@@ -598,6 +595,10 @@ def test_a_broken_parameter_stops_the_run(script, network, when, tmp_path, monke
 
     monkeypatch.setattr(script.Agent, "update", breaking)
     stops(script, tmp_path / "run", (when, when + 1), network, env_id=COUNTER)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)["agent"]
+        assert all(values.isfinite().all() for values in saved.values())
 
 
 BROKEN = """
