@@ -379,15 +379,20 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def load_checkpoint(path: Path) -> dict:
     """The newest sound checkpoint, {} if there never was one. It is data: loading it runs no code."""
-    candidates = [candidate for candidate in (path, path.with_suffix(".previous.pt")) if candidate.exists()]
-    for candidate in candidates:
+    previous, complete = (
+        path.with_suffix(".previous.pt"),
+        path.with_suffix(".new"),
+    )  # all but renamed, if sound
+    for candidate in filter(Path.exists, (path, complete, previous)):
         try:
             if damaged := zipfile.ZipFile(candidate).testzip():  # torch.load does not look at the CRC-32
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
             return torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
             say(f"{candidate} is damaged: {error}")
-    return refuse(f"no checkpoint in {path.parent} is sound; delete them to start over") if candidates else {}
+    if path.exists() or previous.exists():
+        refuse(f"no checkpoint in {path.parent} is sound; delete them to start over")
+    return {}
 
 
 def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
@@ -409,8 +414,8 @@ def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError:
         refuse(f"--run-dir {run_dir} is in use by another process")
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    git = {"args": "git describe --always --dirty --abbrev=40", "cwd": Path(__file__).resolve().parent}
+    commit = subprocess.run(**git, shell=True, capture_output=True, text=True, check=False).stdout.strip()
     device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
     versions = {module.__name__: module.__version__ for module in (gym, np, torch)}
     record = {"args": vars(args), "versions": versions, "device": device, "git_commit": commit}
@@ -451,15 +456,14 @@ def watch(args: Args) -> None:
     agent.load_state_dict(checkpoint["agent"])
     window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
     folder = None if window else run_dir / "videos" / f"watch-{checkpoint['global_step']}"
+    env_id, device = saved["env_id"], torch.device("cpu")
     try:
-        returns = play(
-            agent.actor, saved["env_id"], args.watch_episodes, args.seed, folder, torch.device("cpu")
-        )
+        returns = play(agent.actor, env_id, args.watch_episodes, args.seed, folder, device)
     except RuntimeError as error:
         refuse(f"--watch {run_dir}: {error}")
     print("returns:", *(f"{episodic_return:.1f}" for episodic_return in returns))
     if folder:
-        print(*sorted(folder.glob("*.mp4")), sep="\n")
+        print(*(folder / f"rl-video-episode-{episode}.mp4" for episode in range(len(returns))), sep="\n")
 
 
 # ======== 12. Training: shared ========
@@ -544,7 +548,8 @@ def train(args: Args) -> Path:
         observation, reward, *_ = env.step(actions[-1])
         episodic_return += float(reward)
     started, last_step, last_elapsed = time.perf_counter() - elapsed, global_step, elapsed
-    signals, checkpoint_due = [], False  # one signal asks for a checkpoint and an end, two for an end at once
+    filming, checkpoint_due = args.capture_video, False
+    signals = []  # one signal asks for a checkpoint and an end, two for an end at once
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: os._exit(128 + number) if signals else signals.append(number))
     networks = f"two hidden layers of {args.hidden_dim} on {device}"
@@ -555,6 +560,7 @@ def train(args: Args) -> Path:
 
     while global_step < args.total_timesteps and not signals:
         global_step += 1
+        stop_unless_finite(agent, global_step, observation=observation)
         learning = global_step > args.learning_starts
         action = act(agent.explore, observation, device) if learning else env.action_space.sample()
         next_observation, reward, terminated, truncated, _ = env.step(action)
@@ -605,15 +611,18 @@ def train(args: Args) -> Path:
                 left = tqdm.format_interval((args.total_timesteps - global_step) / speed)
                 figures = ", ".join(f"{name} {value:.1f}" for name, value in latest.items())
                 print(f"step {global_step:,}: {speed:.0f} steps/s, {left} left, {figures}", flush=True)
-        if args.capture_video and global_step % args.video_frequency == 0:
+        if filming and global_step % args.video_frequency == 0:
             folder = run_dir / "videos" / f"step-{global_step}"
             try:
                 play(agent.actor, args.env_id, 1, eval_seed, folder, device)
                 log.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
             except RuntimeError as error:
-                say(f"step {global_step}: {error}")
+                filming = False
+                say(f"no videos: {error}")
         checkpoint_due |= args.checkpoint_frequency > 0 and global_step % args.checkpoint_frequency == 0
         if signals or global_step == args.total_timesteps or (checkpoint_due and not actions):
+            sums = {name: values.sum() for name, values in agent.state_dict().items()}
+            stop_unless_finite(agent, global_step, **sums)
             kind, words, *rest = np.random.get_state()
             filled = buffer.rows.numpy(force=True)[: buffer.added]  # as torch saves all that a slice is of
             state = {

@@ -227,7 +227,7 @@ main() {
         return
         ;;
     -h | --help)
-        sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
         return
         ;;
     '' | -*) ;;

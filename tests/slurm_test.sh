@@ -35,9 +35,11 @@ export SLURM_CONF=$work/slurm.conf
 daemons=()
 
 clean_up() {
-    local pid
-    scancel --user="$(id -un)" 2>/dev/null || :
-    wait_for 20 no_jobs 2>/dev/null || :
+    local pid end=$((SECONDS + 20))
+    if [[ ${daemons[*]} ]]; then
+        scancel --user="$(id -un)" || :
+        until no_jobs || ((SECONDS > end)); do sleep 0.1; done
+    fi
     # The last started first: munged serves the others until they have ended.
     for pid in "${daemons[@]}"; do
         kill "$pid" 2>/dev/null || :

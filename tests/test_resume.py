@@ -242,27 +242,46 @@ def test_killed_at_random_moments(name, alone, tmp_path):
     assert not differences(tmp_path / "run", alone(name))
 
 
-def die_at(touch: int, folder: Path, ignore: str = "nothing") -> None:
-    """SIGKILL just before the process changes a file of a folder for the nth time, or flushes one to disk."""
-    touches = 0
+def before_changes(folder: Path, call: Callable) -> None:
+    """Has `call(change, path)` called just before the process changes a file of a folder, or flushes one."""
+    kinds = {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.link", "sqlite3.connect"}
 
-    def count(event: str, arguments: tuple) -> None:
-        nonlocal touches
-        changes = event in {"os.rename", "os.remove", "os.truncate", "os.mkdir", "os.link", "sqlite3.connect"}
-        changes |= event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
-        changes = changes and str(arguments[0]).startswith(str(folder)) and ignore not in str(arguments[0])
-        if changes or event == "fsync":
-            touches += 1
-            if touches == touch:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def audit(event: str, arguments: tuple) -> None:
+        writes = event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if (writes or event in kinds) and str(arguments[0]).startswith(str(folder)):
+            call(event, str(arguments[0]))
 
     def fsync(file: int, real: Callable = os.fsync) -> None:
-        count("fsync", ())
+        call("fsync", "")
         real(file)
-        count("fsync", ())
+        call("fsynced", "")
 
     os.fsync = fsync
-    sys.addaudithook(count)
+    sys.addaudithook(audit)
+
+
+def die_at(touch: int, folder: Path, ignore: str = "nothing") -> None:
+    """To prepare a process: SIGKILL before the nth change in a folder."""
+    touches = 0
+
+    def count(change: str, path: str) -> None:
+        nonlocal touches
+        touches += ignore not in path
+        if touches == touch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    before_changes(folder, count)
+
+
+def note_changes(notes: Path, folder: Path) -> None:
+    """To prepare a process: it writes down the changes in a folder."""
+
+    def note(change: str, path: str) -> None:
+        descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{change} {path}\n".encode())
+        os.close(descriptor)
+
+    before_changes(folder, note)
 
 
 LIFE = ["--learning-starts", 10, "--checkpoint-frequency", 15, "--log-frequency", 10, "--eval-frequency", 20]
@@ -286,6 +305,19 @@ def test_killed_between_any_two_changes_of_its_files(name, alone, tmp_path):
     assert touch > 12, "three checkpoints are more changes than that"
 
 
+def test_a_checkpoint_is_on_disk_before_it_takes_its_place(name, tmp_path):
+    """Else a power cut could leave the new name with nothing under it: what no signal can show."""
+    prepare = functools.partial(note_changes, tmp_path / "notes", tmp_path / "run")
+    finish(name, tmp_path / "run", *LIFE, steps=40, prepare=prepare)
+    changes = [line for line in (tmp_path / "notes").read_text().splitlines() if ".csv" not in line]
+    checkpoints = "\n".join(changes).split("open ")
+    checkpoints = [changes for changes in checkpoints if changes.startswith(f"{tmp_path}/run/checkpoint")]
+    assert len(checkpoints) == 3
+    for changes in checkpoints:
+        assert "fsynced" in changes.split("os.rename")[0]
+        assert changes.count("os.rename") >= 1
+
+
 def die_beyond(size: int) -> None:
     """The kernel kills the process in the middle of the write that takes a file beyond a size in bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -306,8 +338,8 @@ def test_killed_while_a_checkpoint_is_half_written(name, alone, tmp_path):
 
 
 def test_killed_while_it_replaces_a_damaged_checkpoint(name, alone, tmp_path):
-    """The newest checkpoint is damaged, the one before is sound: it must not go until there is a new one. This
-    time CSV files count, which are cut back first."""
+    """The newest checkpoint is damaged, the one before is sound: it must not go before there is a new one.
+    Here rows of CSV files count too, as they are cut back first."""
     base, generator = tmp_path / "base", random.Random(name)
     for steps in (38, 40):
         finish(name, base, *LIFE, steps=steps)
@@ -455,6 +487,25 @@ def test_noise_with_a_memory(alone, tmp_path):
     expected = alone("ddpg_continuous", *noise, prepare=drift)
     assert not differences(tmp_path / "run", expected)
     assert expected["episodes.csv"] != alone("ddpg_continuous", *DRIFT, prepare=drift)["episodes.csv"]
+
+
+def draw(count: int) -> None:
+    np.random.random(count)
+
+
+def note_draw(path: Path) -> None:
+    path.write_text(repr(np.random.random()))
+
+
+def test_numpys_generator(name, tmp_path):
+    """Someone who changes a script may draw from NumPy's own generator: it goes on where it was."""
+    kill = {20: functools.partial(draw, 5), 190: functools.partial(send, signal.SIGKILL)}
+    process = start(name, tmp_path / "run", *DRIFT, prepare=functools.partial(drift, kill))
+    assert process.wait() == -signal.SIGKILL
+    note = functools.partial(drift, {1: functools.partial(note_draw, tmp_path / "drawn")})
+    finish(name, tmp_path / "run", *DRIFT, steps=200, prepare=note)
+    seed = json.loads((tmp_path / "run/args.json").read_text())["args"]["seed"]
+    assert float((tmp_path / "drawn").read_text()) == np.random.RandomState(seed).random(6)[5]
 
 
 FREE = "exp_name run_dir resume checkpoint_frequency capture_video video_frequency watch watch_episodes track"

@@ -306,13 +306,3 @@ def test_where_nothing_can_draw(how, plain, trained, tmp_path):
     assert status == 0, output
     assert len(advice(output)) == 1, output
     assert not differences(run_dir, plain(script))
-
-
-def test_a_display_that_does_not_answer(renderer, plain, trained, tmp_path):
-    """DISPLAY is often left over from a connection that is gone: then it is as if there were none."""
-    prepare = functools.partial(headless, DISPLAY=":987")
-    run_dir = copy(trained("ddpg_continuous"), tmp_path / "watched")
-    assert films(watching("ddpg_continuous", run_dir, prepare=prepare))
-    finish("ddpg_continuous", tmp_path / "run", *CAPTURE, steps=300, prepare=prepare)
-    assert len(list(tmp_path.glob("run/videos/**/*.mp4"))) == 3
-    assert not differences(tmp_path / "run", plain("ddpg_continuous"))
