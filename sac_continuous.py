@@ -25,10 +25,12 @@ Usage: python sac_continuous.py --env-id Hopper-v4
 import contextlib
 import csv
 import ctypes.util
+import importlib.metadata
 import json
 import math
 import os
 import platform
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -388,7 +390,7 @@ class Log:
                 import wandb
 
                 if wandb.run is None:
-                    self.wandb_id = self.wandb_id or wandb.util.generate_id()
+                    self.wandb_id = self.wandb_id or secrets.token_hex(4)
                     names = {"entity": self.args.wandb_entity, "project": self.args.wandb_project_name}
                     names |= {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
                     wandb.init(**names, config=vars(self.args), resume="allow")
@@ -456,7 +458,9 @@ def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
     git = {"args": "git describe --always --dirty --abbrev=40", "cwd": Path(__file__).resolve().parent}
     commit = subprocess.run(**git, shell=True, capture_output=True, text=True, check=False).stdout.strip()
     device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
-    versions = {module.__name__: module.__version__ for module in (gym, np, torch)}
+    packages = ("torch", "gymnasium", "mujoco", "numpy")
+    installed = importlib.metadata.distributions()
+    versions = {package.name: package.version for package in installed if package.name in packages}
     record = {"args": vars(args), "versions": versions, "device": device, "git_commit": commit}
     path.with_suffix(".new").write_text(json.dumps(record, indent=2))
     path.with_suffix(".new").replace(path)

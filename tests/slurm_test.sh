@@ -64,7 +64,10 @@ wait_for() {
     done
 }
 
-no_jobs() { [[ ! $(squeue --noheader) ]]; }
+no_jobs() {
+    local jobs
+    jobs=$(squeue --noheader) && [[ ! $jobs ]]
+}
 node_is_idle() { [[ $(sinfo --noheader --format=%t 2>/dev/null) == *idle* ]]; }
 munge_answers() { munge --socket="$work/munge.socket" --no-input >/dev/null 2>&1; }
 
