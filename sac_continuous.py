@@ -428,7 +428,10 @@ def load_checkpoint(path: Path) -> dict:
         try:
             if damaged := zipfile.ZipFile(candidate).testzip():  # torch.load does not look at the CRC-32
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            return torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
+            if candidate == complete:
+                complete.replace(path)
+            return checkpoint
         except Exception as error:
             say(f"{candidate} is damaged: {error}")
     if path.exists() or previous.exists():
