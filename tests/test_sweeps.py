@@ -100,6 +100,12 @@ def output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def default_signals() -> None:
+    """In a new process: a suite started by nohup, or in the background, ignores what a sweep must hear."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(script: Path, *arguments: str, cwd: Path = ROOT, **variables) -> subprocess.Popen:
     """Starts a sweep with these variables of it, and no others, set; standard output and error are one."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -113,6 +119,7 @@ def start(script: Path, *arguments: str, cwd: Path = ROOT, **variables) -> subpr
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=default_signals,  # noqa: PLW1509, as the tests have no threads
     )
 
 
