@@ -23,14 +23,11 @@ Usage: python sac_continuous.py --env-id Hopper-v4
 
 # ======== 2. Imports: shared ========
 import contextlib
-import csv
 import ctypes.util
-import importlib.metadata
 import json
 import math
 import os
 import platform
-import secrets
 import signal
 import sqlite3
 import subprocess
@@ -41,13 +38,14 @@ import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from gymnasium.envs.mujoco.mujoco_env import mujoco
 from torch import Tensor, nn
 from torch.optim import Adam
 from tqdm import tqdm
@@ -140,14 +138,10 @@ class Actor(nn.Module):
 
 
 def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """(E8) a = tanh(u), u = m + σ ξ; (E9) log π = Σ_dim [log N(u; m, σ) - 2 (log 2 - u - softplus(-2u))].
-
-    m, log σ and ξ are (B, A); returns a (B, A) and log π(a|s) (B,). The last term is log(1 - tanh² u),
-    in a form that stays finite where tanh saturates.
-    """
+    """(E8) a = tanh(u), u = m + σ ξ: (B, A); (E9) log π = Σ_dim [log N(u; m, σ) - log(1 - tanh² u)]: (B,)."""
     u = mean + log_std.exp() * noise
     log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh² u), finite where tanh saturates
     return torch.tanh(u), (log_normal - log_slope).sum(dim=-1)
 
 
@@ -290,30 +284,22 @@ class ReplayBuffer:
 
 
 # ======== 8. Environment and evaluation: shared ========
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
+def make_env(env_id: str, **options) -> gym.Env:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
     warnings.filterwarnings("ignore", message=".*is out of date")  # the v4 tasks are meant
-    with contextlib.suppress(ImportError):  # Pendulum-v1 needs no MuJoCo
-        from gymnasium.envs.mujoco.mujoco_env import mujoco
-
-        mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
-    try:
-        env = gym.make(env_id, **({"render_mode": render_mode} if render_mode else {}))
-    except (gym.error.Error, ImportError) as error:
-        refuse(f"--env-id {env_id}: {error}")
-    space = env.action_space
-    if not (isinstance(space, gym.spaces.Box) and space.is_bounded()):
-        refuse(f"--env-id {env_id}: its actions are {space}, not a bounded Box")
-    if not env.observation_space.is_np_flattenable:
-        refuse(f"--env-id {env_id}: its observations are {env.observation_space}, which cannot be flattened")
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
+    with one_line(f"--env-id {env_id}", gym.error.Error, ImportError, fatal=True):
+        env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id, **options))
+    box, seen = env.action_space, env.observation_space
+    bounded = isinstance(box, gym.spaces.Box) and box.is_bounded()
+    refuse(not bounded, f"--env-id {env_id}: its actions are {box}, not a bounded Box")
+    refuse(not seen.is_np_flattenable, f"--env-id {env_id}: its observations, {seen}, cannot be flattened")
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
 
     def rescale(action: np.ndarray) -> np.ndarray:
-        weight = (
-            1 + action.reshape(space.shape).astype(np.float64)
-        ) / 2  # so -1 and 1 are the bounds exactly
+        weight = (1 + action.reshape(box.shape).astype(np.float64)) / 2  # so -1 and 1 are the bounds exactly
         action = ((1 - weight) * low + weight * high).clip(low, high)
-        return (action.round() if space.dtype.kind in "iu" else action).astype(space.dtype)
+        return (action.round() if box.dtype.kind in "iu" else action).astype(box.dtype)
 
     env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1.0, 1.0, (low.size,)))
     return gym.wrappers.FlattenObservation(env)
@@ -327,218 +313,171 @@ def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
 
 def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
     """Returns of noise-free episodes, from the same starts for the same seed; draws no random numbers."""
-    returns = [0.0] * episodes
+    returns = []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        terminated = truncated = False
-        while not (terminated or truncated):
-            observation, reward, terminated, truncated, _ = env.step(act(actor, observation, device))
-            returns[episode] += float(reward)
+        observation, info = env.reset(seed=seed + episode)
+        while "episode" not in info:
+            observation, *_, info = env.step(act(actor, observation, device))
+        returns.append(float(info["episode"]["r"]))
     return returns
 
 
 # ======== 9. Logging: shared ========
-def say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # clear of the progress bar
+def refuse(condition, reason: str) -> None:
+    """Where the condition holds, ends the program with one line and exit status 2."""
+    if condition:
+        tqdm.write(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
+        sys.exit(2)
 
 
-def refuse(reason: str) -> NoReturn:
-    """Ends the program with one line and exit status 2."""
-    say(f"{Path(__file__).name}: error: {' '.join(reason.split())}")
-    raise SystemExit(2)
+@contextlib.contextmanager
+def one_line(text: str, *errors: type[Exception], fatal: bool = False):
+    """Makes one line of such errors, which cost what failed and no more unless they are fatal."""
+    try:
+        yield
+    except errors as error:
+        refuse(fatal, f"{text}: {error}")
+        tqdm.write(f"{text}: {error!r}", file=sys.stderr)
 
 
-def stop_unless_finite(agent: Agent, global_step: int, **quantities) -> None:
-    """Raises FloatingPointError with the step, the quantity and any parameters that are not finite."""
-    for name, value in quantities.items():
-        if not (np.isfinite(value).all() if isinstance(value, np.ndarray) else math.isfinite(value)):
-            broken = [key for key, values in agent.state_dict().items() if not values.isfinite().all()]
-            raise FloatingPointError(
-                f"step {global_step}: {name} is not finite (parameters: {broken or 'all are'})"
-            )
+class Run:
+    """A run's folder, locked while this process lives: CSV files, which wandb mirrors, and checkpoints."""
 
-
-class Log:
-    """The CSV files of a run, written row by row so that a killed run keeps them; wandb mirrors them."""
-
-    def __init__(self, run_dir: Path, args: Args, checkpoint: dict):
-        self.run_dir, self.args, self.track = run_dir, args, args.track
-        self.wandb_id = checkpoint.get("wandb_id")
+    def __init__(self, args: Args):
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
+        self.args, self.track, self.dir = args, args.track, Path(args.run_dir or f"runs/{name}")
+        path = self.dir / "args.json"
+        old = json.loads(path.read_text())["args"] if path.exists() else {}
+        refuse(old and not args.resume, f"--run-dir {self.dir} already holds a run; --resume continues it")
+        free = ("run", "exp_", "resume", "checkpoint", "capture", "video", "watch", "track", "wandb", "total")
+        changed = [k for k, v in old.items() if v != vars(args).get(k) and not k.startswith(free)]
+        changed += ["total_timesteps"] * (args.total_timesteps < old.get("total_timesteps", 0))
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        refuse(changed, f"--resume: {flags} was different in {path}")
+        self.dir.mkdir(parents=True, exist_ok=True)
+        with one_line(f"--run-dir {self.dir} is in use by another process", sqlite3.Error, fatal=True):
+            self.lock = sqlite3.connect(self.dir / "lock", timeout=0).execute("BEGIN EXCLUSIVE")
+        self.saved = load_checkpoint(self.dir, repair=True)
+        git = f'git -C "{Path(__file__).resolve().parent}" describe --always --dirty --abbrev=40'
+        failed, commit = subprocess.getstatusoutput(git)
+        device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
+        versions = {package.__name__: package.__version__ for package in (gym, mujoco, np, torch)}
+        record = {"args": vars(args), "versions": versions, "device": device}
+        record["git_commit"] = "" if failed else commit
+        path.with_suffix(".new").write_text(json.dumps(record, indent=2))
+        path.with_suffix(".new").replace(path)
+        self.wandb_id = self.saved.get("wandb_id") or os.urandom(4).hex()
         for name in ("episodes.csv", "evaluations.csv", "losses.csv", "timing.csv"):
-            with open(run_dir / name, "ab") as file:
-                file.truncate(checkpoint.get("csv_bytes", {}).get(name, 0))  # later rows will come again
+            with open(self.dir / name, "ab") as file:
+                file.truncate(self.saved.get("csv_bytes", {}).get(name, 0))  # later rows will come again
 
     def write(self, path: str, global_step: int, row: dict[str, float]) -> None:
         """Appends a row to {name}.csv, where path is {wandb's prefix}/{name}; columns' names come first."""
-        prefix, name = path.split("/")
-        file_path, row = self.run_dir / f"{name}.csv", {"global_step": global_step} | row
+        (prefix, name), row = path.split("/"), {"global_step": global_step} | row
+        file_path = self.dir / f"{name}.csv"
         size = file_path.stat().st_size
-        try:
+        lines = [",".join(map(str, values)) + "\n" for values in (row, row.values())][size > 0 :]
+        with one_line(f"step {global_step}: no row in {file_path}", OSError):
             with open(file_path, "a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows(
-                    [row.values()] if size else [row, row.values()]
-                )
-        except OSError as error:  # a full disk costs the row, not the run
-            os.truncate(file_path, size)
-            say(f"step {global_step}: no row in {file_path}: {error}")
+                file.writelines(lines)
+            size += sum(map(len, lines))
+        os.truncate(file_path, size)  # a full disk costs whole rows
         self.mirror({f"{prefix}/{key}": value for key, value in row.items()}, global_step)
 
     def mirror(self, metrics: dict, global_step: int) -> None:
         """Sends metrics to wandb; the first failure turns it off, as the CSV files are the record."""
-        try:
-            if self.track:
+        track, self.track = self.track, False
+        with one_line("Weights & Biases failed, and is off from here on", Exception):
+            if track:
                 import wandb
 
                 if wandb.run is None:
-                    self.wandb_id = self.wandb_id or secrets.token_hex(4)
-                    names = {"entity": self.args.wandb_entity, "project": self.args.wandb_project_name}
-                    names |= {"id": self.wandb_id, "name": self.run_dir.name, "dir": self.run_dir}
-                    wandb.init(**names, config=vars(self.args), resume="allow")
-                films = {
-                    key: wandb.Video(str(path)) for key, path in metrics.items() if isinstance(path, Path)
-                }
+                    where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+                    where |= {"dir": self.dir, "id": self.wandb_id, "name": self.dir.name}
+                    wandb.init(**where, config=vars(self.args), resume="allow")
+                films = {k: wandb.Video(str(v)) for k, v in metrics.items() if isinstance(v, Path)}
                 wandb.log({"global_step": global_step} | metrics | films, step=global_step)
-        except Exception as error:
-            self.track = False
-            say(f"Weights & Biases failed, and is off from here on: {error!r}")
+            self.track = track
+
+    # ======== 10. Checkpoint: shared ========
+    def save(self, global_step: int, state: dict) -> None:
+        """Puts a checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
+        path, previous, new = (self.dir / f"checkpoint.{suffix}" for suffix in ("pt", "previous.pt", "new"))
+        state |= {"global_step": global_step, "wandb_id": self.wandb_id}
+        state["csv_bytes"] = {file.name: file.stat().st_size for file in self.dir.glob("*.csv")}
+        with one_line(f"step {global_step}: no checkpoint", OSError, RuntimeError):  # torch's for a full disk
+            with open(new, "wb") as file:
+                torch.save(state, file)
+                os.fsync(file.fileno())
+            if path.exists():
+                path.replace(previous)
+            new.replace(path)
+        new.unlink(missing_ok=True)
 
 
-# ======== 10. Checkpoint: shared ========
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Puts the checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
-    try:
-        with open(path.with_suffix(".new"), "wb") as file:
-            torch.save(state, file)
-            os.fsync(file.fileno())
-        if path.exists():
-            path.replace(path.with_suffix(".previous.pt"))
-        path.with_suffix(".new").replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is how torch.save says that the disk is full
-        path.with_suffix(".new").unlink(missing_ok=True)
-        say(f"step {state['global_step']}: no checkpoint: {error}")
-
-
-def load_checkpoint(path: Path) -> dict:
+def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
     """The newest sound checkpoint, {} if there never was one. It is data: loading it runs no code."""
-    previous, complete = (
-        path.with_suffix(".previous.pt"),
-        path.with_suffix(".new"),
-    )  # all but renamed, if sound
-    for candidate in filter(Path.exists, (path, complete, previous)):
-        try:
-            if damaged := zipfile.ZipFile(candidate).testzip():  # torch.load does not look at the CRC-32
+    paths = [run_dir / "checkpoint.pt", run_dir / "checkpoint.previous.pt"]
+    for path in filter(Path.exists, paths):
+        with one_line(f"{path} is damaged", Exception):
+            if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at the CRC-32
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            checkpoint = torch.load(candidate, map_location="cpu", weights_only=True, mmap=True)
-            if candidate == complete:
-                complete.replace(path)
-            return checkpoint
-        except Exception as error:
-            say(f"{candidate} is damaged: {error}")
-    if path.exists() or previous.exists():
-        refuse(f"no checkpoint in {path.parent} is sound; delete them to start over")
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if repair:
+                path.replace(paths[0])  # or the next checkpoint would take the place of the only sound one
+            return saved
+    refuse(any(run_dir.glob("*.pt")), f"no checkpoint in {run_dir} is sound; delete them to start over")
     return {}
-
-
-def open_run(args: Args) -> tuple[Path, sqlite3.Connection]:
-    """The run's folder, and a lock that keeps others out of it for as long as this process lives."""
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}")
-    path = run_dir / "args.json"
-    if path.exists() and not args.resume:
-        refuse(f"--run-dir {run_dir} already holds a run; --resume continues it")
-    before = json.loads(path.read_text())["args"] if path.exists() else vars(args)
-    free = "run_dir exp_name resume checkpoint_frequency capture_video video_frequency watch watch_episodes"
-    free = f"{free} track wandb_project_name wandb_entity total_timesteps".split()
-    changed = [name for name in vars(args) if vars(args)[name] != before.get(name) and name not in free]
-    if changed or args.total_timesteps < before["total_timesteps"]:
-        flags = [f"--{name.replace('_', '-')}" for name in changed or ["total_timesteps"]]
-        refuse(f"--resume: {', '.join(flags)} was different in {path}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(run_dir / "lock", timeout=0, isolation_level=None)  # let go when the process dies
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        refuse(f"--run-dir {run_dir} is in use by another process")
-    git = {"args": "git describe --always --dirty --abbrev=40", "cwd": Path(__file__).resolve().parent}
-    commit = subprocess.run(**git, shell=True, capture_output=True, text=True, check=False).stdout.strip()
-    device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
-    packages = ("torch", "gymnasium", "mujoco", "numpy")
-    installed = importlib.metadata.distributions()
-    versions = {package.name: package.version for package in installed if package.name in packages}
-    record = {"args": vars(args), "versions": versions, "device": device, "git_commit": commit}
-    path.with_suffix(".new").write_text(json.dumps(record, indent=2))
-    path.with_suffix(".new").replace(path)
-    return run_dir, lock
 
 
 # ======== 11. Watching: shared ========
 def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list[float]:
-    """Plays noise-free episodes into {folder}/rl-video-episode-{n}.mp4, or in a window if there is no folder.
-
-    Raises RuntimeError, with what to install, where nothing can be rendered.
-    """
-    try:
+    """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
+    with one_line(f"cannot show {env_id}, for which MuJoCo needs libegl1 or libosmesa6", Exception):
         if folder:
             os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
-            env = gym.wrappers.RecordVideo(make_env(env_id, "rgb_array"), str(folder), lambda episode: True)
-        else:
-            env = make_env(env_id, "human")
-        returns = evaluate(actor, env, episodes, seed, device)
-        env.close()
-    except Exception as error:
-        raise RuntimeError(f"cannot show {env_id} ({error!r}); MuJoCo needs libegl1 or libosmesa6") from error
-    return returns
+        env = make_env(env_id, render_mode="rgb_array" if folder else "human")
+        env = gym.wrappers.RecordVideo(env, str(folder), lambda episode: True) if folder else env
+        with contextlib.closing(env):
+            return evaluate(actor, env, episodes, seed, device)
 
 
 def watch(args: Args) -> None:
     """Plays the policy of the run in --watch in a window or, without a display, into mp4 files."""
-    run_dir = Path(args.watch)
-    checkpoint = load_checkpoint(run_dir / "checkpoint.pt") or refuse(
-        f"--watch {run_dir}: no checkpoint there"
-    )
-    saved = json.loads((run_dir / "args.json").read_text())["args"]
-    if saved.keys() != vars(args).keys():
-        refuse(f"--watch {run_dir}: that run is another script's")
-    agent = Agent(*checkpoint["dimensions"], Args(**saved))
-    agent.load_state_dict(checkpoint["agent"])
+    run_dir, cpu = Path(args.watch), torch.device("cpu")
+    saved = load_checkpoint(run_dir)
+    refuse(not saved, f"--watch {run_dir}: no checkpoint there")
+    old = json.loads((run_dir / "args.json").read_text())["args"]
+    refuse(old.keys() != vars(args).keys(), f"--watch {run_dir}: that run is another script's")
+    agent = Agent(*saved["dimensions"], Args(**old))
+    agent.load_state_dict(saved["agent"])
     window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
-    folder = None if window else run_dir / "videos" / f"watch-{checkpoint['global_step']}"
-    env_id, device = saved["env_id"], torch.device("cpu")
-    try:
-        returns = play(agent.actor, env_id, args.watch_episodes, args.seed, folder, device)
-    except RuntimeError as error:
-        refuse(f"--watch {run_dir}: {error}")
+    folder = None if window else run_dir / "videos" / f"watch-{saved['global_step']}"
+    returns = play(agent.actor, old["env_id"], args.watch_episodes, args.seed, folder, cpu) or sys.exit(2)
     print("returns:", *(f"{episodic_return:.1f}" for episodic_return in returns))
-    if folder:
-        print(*(folder / f"rl-video-episode-{episode}.mp4" for episode in range(len(returns))), sep="\n")
+    print(*(folder / f"rl-video-episode-{n}.mp4" for n in range(len(returns)) if folder), sep="\n")
 
 
 # ======== 12. Training: shared ========
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
-    may_be_zero = "seed learning_starts eval_frequency checkpoint_frequency gamma random_action_prob"
-    may_be_zero = f"{may_be_zero} exploration_noise policy_noise noise_clip target_entropy".split()
-    at_most_one = ["gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"]
+    zero = ("seed", "starts", "eval_frequency", "checkpoint_frequency", "gamma", "noise", "clip", "prob")
+    one = ("gamma", "tau", "prob", "rate", "lr")
     for name, value in vars(args).items():
         if type(value) in (int, float):
-            least = -sys.float_info.max if name == "target_entropy" else 0
-            most = {"seed": 2**32 - 1}.get(name, 1 if name in at_most_one else sys.float_info.max)
-            if not least <= value <= most or (value == 0 and name not in may_be_zero):
-                refuse(f"--{name.replace('_', '-')} {value} is out of range")
-    if args.batch_size > args.buffer_size:
-        refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")
-    if args.cuda and not torch.cuda.is_available():
-        refuse("--cuda: PyTorch finds no CUDA device here")
-    if args.resume and args.run_dir is None:
-        refuse("--resume needs the --run-dir of the run")
+            least = -(2**32) if name == "target_entropy" else 0 if name.endswith(zero) else math.ulp(0)
+            most = 1 if name.endswith(one) else 2**32 - 1 if name == "seed" else 2**63
+            refuse(not least <= value <= most, f"--{name.replace('_', '-')} {value} is out of range")
+    batch, size = args.batch_size, args.buffer_size
+    refuse(batch > size, f"--batch-size {batch} is more than --buffer-size {size} can hold")
+    refuse(args.cuda and not torch.cuda.is_available(), "--cuda: PyTorch finds no CUDA device here")
+    refuse(args.resume and args.run_dir is None, "--resume needs the --run-dir of the run")
 
 
 def train(args: Args) -> Path:
-    """Trains an agent, from its last checkpoint if the run is resumed; returns the run's folder.
-
-    Raises FloatingPointError where an observation, action, reward, metric or parameter is not finite.
-    """
+    """Trains an agent, or resumes; returns the run's folder. FloatingPointError names what is not finite."""
     check(args)
-    device = torch.device("cuda" if args.cuda else "cpu")
+    device, steps = torch.device("cuda" if args.cuda else "cpu"), args.total_timesteps
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
@@ -552,11 +491,9 @@ def train(args: Args) -> Path:
     needed = 4 * args.buffer_size * (2 * obs_dim + action_dim + 2)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     memory = torch.cuda.mem_get_info()[1] if args.cuda else memory
-    if needed > memory:
-        refuse(f"--buffer-size {args.buffer_size} needs {needed:,} bytes of the {memory:,} there are")
-    run_dir, lock = open_run(args)
-    checkpoint = load_checkpoint(run_dir / "checkpoint.pt")
-    log = Log(run_dir, args, checkpoint)
+    refuse(needed > memory, f"--buffer-size needs {needed:,} bytes of the {memory:,} there are")
+    run = Run(args)
+    saved = run.saved
 
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -564,72 +501,65 @@ def train(args: Args) -> Path:
     env.action_space.seed(args.seed)
     generator, uniform = env.unwrapped.np_random.bit_generator, env.action_space.np_random.bit_generator
     agent = Agent(obs_dim, action_dim, args).to(device)
-    update = torch.compile(agent.update) if args.compile else agent.update
-    optimizers = {
-        name: value for name, value in vars(agent).items() if isinstance(value, torch.optim.Optimizer)
-    }
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    global_step, gradient_step, elapsed, actions, episodic_return = 0, 0, 0.0, [], 0.0
-    latest, metrics = {"return": math.nan, "evaluation": math.nan}, {"actor_loss": torch.tensor(math.nan)}
-    if checkpoint:
-        agent.load_state_dict(checkpoint["agent"])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(deepcopy(checkpoint["optimizers"][name]))  # a copy, not the mapped file
-        for parameter, gradient in zip(agent.parameters(), checkpoint["gradients"], strict=True):
-            parameter.grad = (
-                None if gradient is None else gradient.to(device, copy=True)
-            )  # for the next log row
-        buffer.rows[: len(checkpoint["rows"])], buffer.added = checkpoint["rows"], checkpoint["added"]
-        global_step, gradient_step, elapsed, latest, metrics = checkpoint["progress"]
-        generator.state, uniform.state = checkpoint["environment"]
-        np.random.set_state(checkpoint["numpy"])
-        torch.set_rng_state(checkpoint["torch"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda"])
+    update = torch.compile(agent.update) if args.compile else agent.update
+    optimizers = {name: value for name, value in vars(agent).items() if name.endswith("_optimizer")}
+    gradient_step, elapsed, latest = 0, 0.0, {"return": math.nan, "evaluation": math.nan}
+    metrics = dict.fromkeys(("actor_loss", "actor_gradient_norm"), math.nan)  # where the first are late
+    if saved:
+        gradient_step, elapsed, latest, metrics = saved["progress"]
+        for name, part in {"agent": agent, **optimizers}.items():
+            part.load_state_dict(deepcopy(saved[name]))  # a copy, as Adam would go on in the mapped file
+        buffer.rows[: len(saved["rows"])], buffer.added = saved["rows"], saved["added"]
+        generator.state, uniform.state = saved["environment"]
+        np.random.set_state(saved["numpy"])
+        torch.set_rng_state(saved["torch"])
+        torch.cuda.set_rng_state_all(saved["cuda"])
     # The generator's state before a reset and the actions since determine the environment's state. So a run
     # may stop anywhere: on resuming, its last episode is played again up to there.
-    episode_start = generator.state
+    episode_start, actions = generator.state, saved.get("actions", [])
     observation, _ = env.reset()
-    for action in checkpoint.get("actions", []):
-        actions.append(action.numpy())
-        observation, reward, *_ = env.step(actions[-1])
-        episodic_return += float(reward)
-    started, last_step, last_elapsed = time.perf_counter() - elapsed, global_step, elapsed
-    filming, checkpoint_due = args.capture_video, False
-    signals = []  # one signal asks for a checkpoint and an end, two for an end at once
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: os._exit(128 + number) if signals else signals.append(number))
-    networks = f"two hidden layers of {args.hidden_dim} on {device}"
-    print(
-        f"{args.env_id}: {obs_dim} observations, {action_dim} actions, {networks}, buffer of {needed:,} bytes"
-    )
-    bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", disable=None, dynamic_ncols=True)
+    for action in actions:
+        observation, *_ = env.step(action.numpy())
 
-    while global_step < args.total_timesteps and not signals:
+    signals, stopping, filming = [], False, args.capture_video  # a signal asks for a checkpoint and an end
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: os._exit(130) if signals else signals.append(number))
+    sizes = f"two hidden layers of {args.hidden_dim} on {device}, buffer of {needed:,} bytes"
+    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, {sizes}")
+    global_step = last_step = saved.get("global_step", 0)
+    bar = tqdm(total=steps, initial=global_step, unit="step", disable=None, dynamic_ncols=True)
+    started = time.perf_counter() - elapsed
+
+    while global_step < steps and not stopping:
         global_step += 1
-        stop_unless_finite(agent, global_step, observation=observation)
         learning = global_step > args.learning_starts
         action = act(agent.explore, observation, device) if learning else env.action_space.sample()
-        next_observation, reward, terminated, truncated, _ = env.step(action)
-        stop_unless_finite(agent, global_step, action=action, observation=next_observation, reward=reward)
+        next_observation, reward, terminated, truncated, info = env.step(action)
         buffer.add(observation, action, next_observation, reward, terminated)
+        actions.append(torch.from_numpy(action))
+        seen = observation.sum() + next_observation.sum()
+        checked = {"observation": seen, "action": action.sum(), "reward": reward}
         observation = next_observation
-        actions.append(action)
-        episodic_return += float(reward)
         bar.update()
 
-        if learning and global_step % args.train_frequency == 0:
-            for _ in range(args.gradient_steps):
-                gradient_step += 1
-                updated = update(buffer.sample(args.batch_size), gradient_step)
-                metrics |= updated
-                if not args.cuda:  # a GPU would have to be waited for: there the next action or row tells
-                    stop_unless_finite(agent, global_step, **updated)
+        for _ in range(args.gradient_steps if learning and global_step % args.train_frequency == 0 else 0):
+            gradient_step += 1
+            updated = update(buffer.sample(args.batch_size), gradient_step)
+            metrics |= updated
+            checked |= {} if args.cuda else updated  # a GPU is not waited for: there the next action tells
+        stopping = bool(signals)
+        saving = stopping or global_step == steps or global_step % (args.checkpoint_frequency or steps) == 0
+        if saving or not all(map(math.isfinite, checked.values())):
+            checked |= {name: value.sum() for name, value in agent.state_dict().items()}
+        if broken := [name for name, value in checked.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"step {global_step}: not finite: {', '.join(broken)}")
 
-        if terminated or truncated:
-            latest["return"] = episodic_return
-            row = {"episodic_return": episodic_return, "episodic_length": len(actions)}
-            log.write("charts/episodes", global_step, row)
-            episode_start, actions, episodic_return = generator.state, [], 0.0
+        if "episode" in info:
+            latest["return"] = float(info["episode"]["r"])
+            row = {"episodic_return": latest["return"], "episodic_length": info["episode"]["l"]}
+            run.write("charts/episodes", global_step, row)
+            episode_start, actions = generator.state, []
             observation, _ = env.reset()
             agent.start_episode()
         if args.eval_frequency and global_step % args.eval_frequency == 0:
@@ -637,66 +567,46 @@ def train(args: Args) -> Path:
             latest["evaluation"] = float(np.mean(returns))
             row = {"episodic_return": latest["evaluation"], "episodic_return_std": float(np.std(returns))}
             row |= {f"return_{episode}": value for episode, value in enumerate(returns)}
-            log.write("eval/evaluations", global_step, row)
-        if global_step % args.log_frequency == 0:
-            elapsed = time.perf_counter() - started
-            speed = (global_step - last_step) / (elapsed - last_elapsed)
-            last_step, last_elapsed = global_step, elapsed
-            log.write("charts/timing", global_step, {"SPS": speed, "elapsed": elapsed})
+            run.write("eval/evaluations", global_step, row)
+        logging = global_step % args.log_frequency == 0
+        if logging or saving:
+            for name, optimizer in optimizers.items():
+                if gradients := [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]:
+                    metrics[name.replace("optimizer", "gradient_norm")] = nn.utils.get_total_norm(gradients)
+        if logging:
+            elapsed, last_elapsed = time.perf_counter() - started, elapsed
+            speed, last_step = (global_step - last_step) / (elapsed - last_elapsed), global_step
+            run.write("charts/timing", global_step, {"SPS": speed, "elapsed": elapsed})
             if gradient_step:
                 row = {name: float(value) for name, value in metrics.items()}
-                for name, optimizer in optimizers.items():
-                    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-                    row[name.replace("optimizer", "gradient_norm")] = float(
-                        nn.utils.get_total_norm(gradients)
-                    )
                 row["buffer_size"] = min(buffer.added, args.buffer_size)
-                log.write("losses/losses", global_step, row)
+                run.write("losses/losses", global_step, row)
             bar.set_postfix(latest)
             if bar.disable:
-                left = tqdm.format_interval((args.total_timesteps - global_step) / speed)
+                left = tqdm.format_interval((steps - global_step) / speed)
                 figures = ", ".join(f"{name} {value:.1f}" for name, value in latest.items())
                 print(f"step {global_step:,}: {speed:.0f} steps/s, {left} left, {figures}", flush=True)
         if filming and global_step % args.video_frequency == 0:
-            folder = run_dir / "videos" / f"step-{global_step}"
-            try:
-                play(agent.actor, args.env_id, 1, eval_seed, folder, device)
-                log.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
-            except RuntimeError as error:
-                filming = False
-                say(f"no videos: {error}")
-        checkpoint_due |= args.checkpoint_frequency > 0 and global_step % args.checkpoint_frequency == 0
-        if signals or global_step == args.total_timesteps or (checkpoint_due and not actions):
-            sums = {name: values.sum() for name, values in agent.state_dict().items()}
-            stop_unless_finite(agent, global_step, **sums)
-            kind, words, *rest = np.random.get_state()
+            folder = run.dir / "videos" / f"step-{global_step}"
+            if filming := play(agent.actor, args.env_id, 1, eval_seed, folder, device):  # or never again
+                run.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
+        if saving:
+            state = {name: part.state_dict() for name, part in {"agent": agent, **optimizers}.items()}
+            state |= {"dimensions": (obs_dim, action_dim), "added": buffer.added, "actions": actions}
+            state["progress"] = (gradient_step, time.perf_counter() - started, latest, metrics)
             filled = buffer.rows.numpy(force=True)[: buffer.added]  # as torch saves all that a slice is of
-            state = {
-                "global_step": global_step,
-                "progress": (global_step, gradient_step, time.perf_counter() - started, latest, metrics),
-                "dimensions": (obs_dim, action_dim),
-                "agent": agent.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-                "gradients": [parameter.grad for parameter in agent.parameters()],
-                "rows": torch.from_numpy(filled),
-                "added": buffer.added,
-                "environment": (episode_start, uniform.state),
-                "actions": [torch.from_numpy(action) for action in actions],
-                "numpy": (kind, words.tolist(), *rest),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if args.cuda else [],
-                "csv_bytes": {path.name: path.stat().st_size for path in run_dir.glob("*.csv")},
-                "wandb_id": log.wandb_id,
-            }
-            save_checkpoint(run_dir / "checkpoint.pt", state)
-            checkpoint_due = False
+            state |= {"rows": torch.from_numpy(filled), "torch": torch.get_rng_state()}
+            kind, words, *rest = np.random.get_state()
+            state |= {"environment": (episode_start, uniform.state), "numpy": (kind, words.tolist(), *rest)}
+            state["cuda"] = torch.cuda.get_rng_state_all() if args.cuda else []
+            run.save(global_step, state)
 
     bar.close()
-    lock.close()
-    print(f"{global_step:,} of {args.total_timesteps:,} steps are done; the results are in {run_dir}")
+    run.lock.connection.close()
+    print(f"{global_step:,} of {steps:,} steps are done; the results are in {run.dir}")
     if signals:
         sys.exit(128 + signals[0])
-    return run_dir
+    return run.dir
 
 
 # ======== 13. Command line: shared ========
