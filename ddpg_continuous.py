@@ -396,7 +396,7 @@ def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
 
 
 # ======== 11. Watching: shared ========
-def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list[float]:
+def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list | None:
     """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
     with one_line(f"cannot show {env_id}, for which MuJoCo needs libegl1 or libosmesa6", Exception):
         if folder:

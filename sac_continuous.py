@@ -213,7 +213,7 @@ class Agent(nn.Module):
         self.online_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
         self.target_parameters = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
         self.actor_optimizer = Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
-        self.q_optimizer = Adam([*self.qf1.parameters(), *self.qf2.parameters()], lr=args.q_lr, fused=True)
+        self.q_optimizer = Adam(self.online_parameters, lr=args.q_lr, fused=True)
         self.alpha_optimizer = Adam([self.log_alpha], lr=args.q_lr, fused=True)
 
     def start_episode(self) -> None:
@@ -431,7 +431,7 @@ def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
 
 
 # ======== 11. Watching: shared ========
-def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list[float]:
+def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list | None:
     """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
     with one_line(f"cannot show {env_id}, for which MuJoCo needs libegl1 or libosmesa6", Exception):
         if folder:

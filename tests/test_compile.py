@@ -1,0 +1,62 @@
+"""Compiled updates, and updates on a GPU, against eager ones on the CPU: the same within float32 rounding."""
+
+import shutil
+
+import pytest
+import torch
+
+OBS_DIM, ACTION_DIM, STEPS = 5, 2, 6
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def learn(script, device: str, compiled: bool, noise: torch.Tensor, monkeypatch) -> list[dict]:
+    """Weights and metrics after each of some gradient steps from the same start, batches and noise."""
+    torch.manual_seed(3)
+    agent = script.Agent(OBS_DIM, ACTION_DIM, script.Args(hidden_dim=32)).to(device)
+    batches = []
+    for _ in range(STEPS):
+        observations, next_observations = torch.randn(2, 16, OBS_DIM)
+        actions, rewards = torch.rand(16, ACTION_DIM) * 2 - 1, torch.randn(16)
+        batches.append(script.Batch(observations, actions, rewards, next_observations, rewards.gt(1).float()))
+    drawn = noise.to(device)
+    monkeypatch.setattr(torch, "randn_like", lambda tensor: drawn[: len(tensor)])  # no generator is the same
+    update = torch.compile(agent.update) if compiled else agent.update
+    history = []
+    for step, batch in enumerate(batches, 1):
+        metrics = update(script.Batch(*(column.to(device) for column in batch)), step)
+        state = {name: value.detach().cpu().double().clone() for name, value in agent.state_dict().items()}
+        history.append(state | {name: value.detach().cpu().double() for name, value in metrics.items()})
+    return history
+
+
+def compare(ours: list[dict], theirs: list[dict]) -> None:
+    """Adam divides by the root of the squared gradient, so rounding of small ones is the largest error."""
+    for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5), (step, name)
+
+
+@pytest.fixture
+def noise() -> torch.Tensor:
+    torch.manual_seed(4)
+    return torch.randn(16, ACTION_DIM)
+
+
+@needs_compiler
+def test_compiled_updates_match_eager_ones(script, noise, monkeypatch):
+    torch._dynamo.reset()
+    eager = learn(script, "cpu", False, noise, monkeypatch)
+    compare(learn(script, "cpu", True, noise, monkeypatch), eager)
+    moved = [name for name in eager[0] if not torch.equal(eager[0][name], eager[-1][name])]
+    assert any(name.startswith("actor.") for name in moved)
+    assert any(name.startswith("qf1.") for name in moved)
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_updates_on_a_gpu_match_those_on_the_cpu(script, compiled, noise, monkeypatch):
+    torch._dynamo.reset()
+    eager = learn(script, "cpu", False, noise, monkeypatch)
+    compare(learn(script, "cuda", compiled, noise, monkeypatch), eager)
