@@ -329,8 +329,9 @@ class Run:
         versions = {package.__name__: package.__version__ for package in (gym, mujoco, np, torch)}
         record = {"args": vars(args), "versions": versions, "device": device}
         record["git_commit"] = "" if failed else commit
-        path.with_suffix(".new").write_text(json.dumps(record, indent=2))
-        path.with_suffix(".new").replace(path)
+        if self.saved.get("global_step") != args.total_timesteps:  # a finished run keeps its record
+            path.with_suffix(".new").write_text(json.dumps(record, indent=2))
+            path.with_suffix(".new").replace(path)
         self.wandb_id = self.saved.get("wandb_id") or os.urandom(4).hex()
         for name in ("episodes.csv", "evaluations.csv", "losses.csv", "timing.csv"):
             with open(self.dir / name, "ab") as file:

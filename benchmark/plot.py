@@ -388,6 +388,12 @@ HOW_TO_READ = f"""\
 - **Published**: from `reference_returns.csv`, at the step count nearest to ours; `reference_returns.md` names
   the sources, and how their task versions differ.
 """
+OVERVIEW = """\
+## Overview
+
+Final evaluation, mean ± standard deviation over seeds. In brackets the lowest and highest published mean of
+noise-free evaluations at the same step count, where there is one.
+"""
 EFFICIENCY = """\
 ## Sample efficiency
 
@@ -442,6 +448,25 @@ def best_published(row: dict) -> list[str]:
     source += f": {best['metric']}, {best['seeds']} seeds, {best['steps']:,} steps"
     text = f"{number(best['return_mean'])} ± {number(best['return_std'])}"
     return [text, source, number(ours) + (f" ({share:.0%})" if math.isfinite(share) else "")]
+
+
+def overview_table(rows: list[dict]) -> str:
+    """Final evaluations, a line for each task and step count; in brackets the published ones there."""
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    lines: dict[tuple, list] = {}
+    for row in rows:
+        line = lines.setdefault(
+            (row["task"], row["steps"]), [row["task"], f"{row['steps']:,}", *["–"] * len(algorithms)]
+        )
+        found = row["published"]
+        returns = found.loc[
+            (found["metric"] == "evaluation") & (found["steps"] == row["steps"]), "return_mean"
+        ]
+        low, high = (number(value, 0) for value in (returns.min(), returns.max()))
+        text = number(row["final"], 0) + (f" ± {number(row['final_std'], 0)}" if row["seeds"] > 1 else "")
+        text += f" ({low if low == high else f'{low} to {high}'})" if len(returns) else ""
+        line[2 + algorithms.index(row["algorithm"])] = text
+    return markdown(["Task", "Steps", *algorithms], list(lines.values()))
 
 
 def task_table(rows: list[dict]) -> str:
@@ -525,6 +550,7 @@ def write_tables(
     parts = [HOW_TO_READ]
     if min(row["seeds"] for row in rows) < 2:
         parts.append("A cell with one seed has no spread: its standard deviation and intervals are dashes.\n")
+    parts += [OVERVIEW, overview_table(rows)]
     for task in dict.fromkeys(row["task"] for row in rows):
         parts += [f"## {task}\n", task_table([row for row in rows if row["task"] == task])]
     parts.append("## Against the published range\n\nLowest and highest published mean by the same measure.\n")
@@ -723,7 +749,7 @@ def main(args: Args) -> str:
     for name, figure in figures.items():
         figure.savefig(args.output / f"{name}.png", dpi=150)
         plt.close(figure)
-    (args.output / "tables.md").write_text(text)
+    (args.output / "tables.md").write_text(text, encoding="utf-8")
     return text
 
 

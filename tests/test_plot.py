@@ -363,6 +363,22 @@ def test_a_window_without_an_evaluation_takes_the_last(tmp_path):
     assert (row["steps"], row["final"]) == (140_000, 7)
 
 
+def test_overview_by_hand(args):
+    """The last 25,000 steps hold evaluations of 100, 200 and 600 times the seed: 300 times it on average."""
+    rows = {row["Task"]: row for row in table_after(tables(args), "Overview")}
+    assert list(rows) == ["Hopper-v4", "Ant-v4"]
+    assert list(rows["Ant-v4"]) == ["Task", "Steps", "DDPG", "TD3", "SAC"]
+    # The published evaluations of SAC on Ant at 100,000 steps are 910.2 and 930.3.
+    assert rows["Ant-v4"]["SAC"] == "602 ± 300 (910 to 930)"
+    assert rows["Hopper-v4"]["Steps"] == "100,000"
+
+
+def test_overview_gives_the_published_range_at_the_same_step_count_alone(tmp_path):
+    write_run(tmp_path / "a", "sac_continuous", "Ant-v4", 1, 5.0, steps=STEPS * 2)
+    (row,) = table_after(tables(plot.Args(results=tmp_path)), "Overview")
+    assert row["SAC"] == "5"
+
+
 def test_range_table_by_hand(args):
     rows = table_after(tables(args), "Against the published range")
     found = {(row["Task"], row["Algorithm"], row["Measure"]): row for row in rows}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plot
 import pytest
 import tyro
 
@@ -142,6 +143,16 @@ def test_its_patch_applies_and_trains(tmp_path):
     command = [sys.executable, "my_sac.py", *options.split(), "--no-cuda", "--run-dir", "run"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_tables_are_those_of_the_committed_results():
+    """benchmark/figures/tables.md is what plot.py makes of benchmark/results, and the README has its overview."""
+    runs = plot.read_runs(ROOT / "benchmark" / "results")
+    reference = plot.read_reference(ROOT / "benchmark" / "reference_returns.csv")
+    written = (ROOT / "benchmark" / "figures" / "tables.md").read_text(encoding="utf-8")
+    assert written == plot.write_tables(runs, reference)
+    (overview,) = re.findall(r"(?m)^## Overview\n(?:.*\n)+?((?:\|.*\n)+)", written)
+    assert overview in README.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
