@@ -146,7 +146,7 @@ def test_its_patch_applies_and_trains(tmp_path):
 
 
 def test_tables_are_those_of_the_committed_results():
-    """benchmark/figures/tables.md is what plot.py makes of benchmark/results, and the README has its overview."""
+    """figures/tables.md is what plot.py makes of benchmark/results, and the README has its overview."""
     runs = plot.read_runs(ROOT / "benchmark" / "results")
     reference = plot.read_reference(ROOT / "benchmark" / "reference_returns.csv")
     written = (ROOT / "benchmark" / "figures" / "tables.md").read_text(encoding="utf-8")
