@@ -408,6 +408,10 @@ def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | Non
         if folder:
             os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
         env = make_env(env_id, render_mode="rgb_array" if folder else "human")
+        if renderer := getattr(env.unwrapped, "mujoco_renderer", None):
+            follow = {"trackbodyid": 1} | (renderer.default_cam_config or {})  # 1 is the torso
+            renderer.default_cam_config = follow | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
+            renderer.camera_id = None  # by itself Gymnasium's camera stands still
         env = gym.wrappers.RecordVideo(env, str(folder), lambda episode: True) if folder else env
         with contextlib.closing(env):
             return evaluate(actor, env, episodes, seed, device)

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import SCRIPTS, run
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from test_resume import (
     DRIFT,
     Drift,
@@ -59,12 +60,24 @@ class Picture(Drift):
         return frame
 
 
+class Far(HalfCheetahEnv):
+    """A cheetah that is carried away, one metre a step."""
+
+    def step(self, action):
+        result = super().step(action)
+        place = self.data.qpos.copy()
+        place[0] += 1
+        self.set_state(place, self.data.qvel)
+        return result
+
+
 def headless(*more: Callable, **variables: str) -> None:
     """To prepare a process: of the variables for drawing it has only these; then come more steps."""
     for name in SCREENS:
         os.environ.pop(name, None)
     os.environ.update(variables)
     gym.register("Picture-v0", Picture)
+    gym.register("Far-v0", Far, max_episode_steps=20)
     in_turn(*more)
 
 
@@ -154,6 +167,14 @@ def test_watch_without_a_display_films(name, renderer, trained, tmp_path):
         assert frames[0].std() > 10
         assert np.abs(np.float32(frames[-1]) - frames[0]).max() > 50
     assert {file: data for file, data in contents(run_dir).items() if file in before} == before
+
+
+def test_the_camera_follows(renderer, trained, tmp_path):
+    """The body is in every frame: it alone is coloured, on a floor of grey and green squares."""
+    run_dir = copy(trained("sac_continuous", "--env-id", "Far-v0"), tmp_path / "run")
+    (path,) = films(watching("sac_continuous", run_dir))
+    red, _, blue = np.moveaxis(np.float32(read(path)), -1, 0)
+    assert ((red - blue > 40).sum(axis=(1, 2)) > 500).all()
 
 
 def test_watch_again(trained, tmp_path):
