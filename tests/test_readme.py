@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plot
 import pytest
 import tyro
 
@@ -147,6 +146,7 @@ def test_its_patch_applies_and_trains(tmp_path):
 
 def test_tables_are_those_of_the_committed_results():
     """figures/tables.md is what plot.py makes of benchmark/results, and the README has its overview."""
+    plot = importlib.import_module("plot")
     runs = plot.read_runs(ROOT / "benchmark" / "results")
     reference = plot.read_reference(ROOT / "benchmark" / "reference_returns.csv")
     written = (ROOT / "benchmark" / "figures" / "tables.md").read_text(encoding="utf-8")
