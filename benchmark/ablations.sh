@@ -47,8 +47,9 @@ else
 fi
 task=${ENV_ID:-$task} steps=${TOTAL_TIMESTEPS:-$steps} seeds=${SEEDS:-$seeds} trials=${TRIALS:-$trials}
 search_seeds=${SEARCH_SEEDS:-101 102}
-# How sweep.sh runs a grid, without its command line. Which steps a run has is looked up here, not by its cells.
-eval "$(sed '/^# ======== Command line/,$d' "$here/sweep.sh")"
+# How sweep.sh runs a grid. Which steps a run has is looked up here, not by its cells.
+# shellcheck source=benchmark/sweep.sh
+source "$here/sweep.sh"
 export TOTAL_TIMESTEPS=1
 
 # ======== The comparisons ========

@@ -255,8 +255,8 @@ main() {
     esac
 }
 
-# In braces, so that bash has read all of this file before a long sweep starts.
-{
+# In braces, so that bash has read all of this file before a long sweep starts. Sourced, it runs nothing.
+[[ ${BASH_SOURCE[0]} != "$0" ]] || {
     main "$@"
     exit
 }
