@@ -19,6 +19,7 @@ README = ROOT / "README.md"
 SCRIPTS = ["ddpg_continuous", "td3_continuous", "sac_continuous"]
 FILES = [f"{name}.py" for name in SCRIPTS] + ["benchmark/ablations/sac_value_network.py"]
 START, END = "<!-- equations: written by tests/test_readme.py -->\n", "<!-- end of equations -->"
+OVERVIEW, END_OF_OVERVIEW = "<!-- overview of benchmark/figures/tables.md -->\n", "<!-- end of overview -->"
 FORMULAS = {
     "E0": r"$a_\text{env} = \tfrac{u+l}{2} + \tfrac{u-l}{2}\, a$",
     "E1": r"$\theta' \leftarrow (1-\tau)\,\theta' + \tau\,\theta$",
@@ -144,6 +145,13 @@ def test_its_patch_applies_and_trains(tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+def overview() -> str:
+    """The first table of benchmark/figures/tables.md."""
+    text = (ROOT / "benchmark" / "figures" / "tables.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"(?m)^## Overview\n(?:.*\n)+?((?:\|.*\n)+)", text)
+    return table
+
+
 def test_tables_are_those_of_the_committed_results():
     """figures/tables.md is what plot.py makes of benchmark/results, and the README has its overview."""
     plot = importlib.import_module("plot")
@@ -151,11 +159,13 @@ def test_tables_are_those_of_the_committed_results():
     reference = plot.read_reference(ROOT / "benchmark" / "reference_returns.csv")
     written = (ROOT / "benchmark" / "figures" / "tables.md").read_text(encoding="utf-8")
     assert written == plot.write_tables(runs, reference)
-    (overview,) = re.findall(r"(?m)^## Overview\n(?:.*\n)+?((?:\|.*\n)+)", written)
-    assert overview in README.read_text(encoding="utf-8")
+    _, _, rest = README.read_text(encoding="utf-8").partition(OVERVIEW)
+    assert rest.partition(END_OF_OVERVIEW)[0] == overview()
 
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    README.write_text(before + START + equation_map() + END + rest.partition(END)[2], encoding="utf-8")
+    for start, end, table in ((START, END, equation_map()), (OVERVIEW, END_OF_OVERVIEW, overview())):
+        before, _, rest = text.partition(start)
+        text = before + start + table + end + rest.partition(end)[2]
+    README.write_text(text, encoding="utf-8")
