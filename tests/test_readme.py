@@ -21,21 +21,21 @@ FILES = [f"{name}.py" for name in SCRIPTS] + ["benchmark/ablations/sac_value_net
 START, END = "<!-- equations: written by tests/test_readme.py -->\n", "<!-- end of equations -->"
 OVERVIEW, END_OF_OVERVIEW = "<!-- overview of benchmark/figures/tables.md -->\n", "<!-- end of overview -->"
 FORMULAS = {
-    "E0": r"$a_\text{env} = \tfrac{u+l}{2} + \tfrac{u-l}{2}\, a$",
-    "E1": r"$\theta' \leftarrow (1-\tau)\,\theta' + \tau\,\theta$",
-    "E2": r"$y = r + \gamma (1-d)\, Q'(s', \mu'(s'))$",
-    "E3": r"$\text{mean}\,(Q(s,a) - y)^2$",
-    "E4": r"$-\text{mean}\; Q(s, \mu(s))$",
-    "E5": r"$\text{clip}(\mu(s) + N, -1, 1)$",
-    "E6": r"$y = r + \gamma (1-d) \min_i Q_i'(s', a'),\; a' = \text{clip}(\mu'(s') + \text{clip}(\epsilon))$",
-    "E7": r"$-\text{mean}\; Q_1(s, \mu(s))$",
-    "E8": r"$a = \tanh(m(s) + \sigma(s) \odot \xi),\; \xi \sim N(0, I)$",
-    "E9": r"$\log \pi = \sum_\text{dim} [\log N(u; m, \sigma) - 2 (\log 2 - u - \text{softplus}(-2u))]$",
-    "E10": r"$y = r + \gamma (1-d) (\min_i Q_i'(s', a') - \alpha \log \pi(a' \mid s'))$",
-    "E11": r"$\text{mean}\,(\alpha \log \pi(\tilde a \mid s) - \min_i Q_i(s, \tilde a))$",
-    "E12": r"$-\log \alpha \cdot \text{mean}\,(\log \pi(\tilde a \mid s) + \bar H)$",
-    "E13": r"$\tfrac12 \text{mean}\,(V(s) - \min_i Q_i(s, \tilde a) + \alpha \log \pi(\tilde a \mid s))^2$",
-    "E14": r"$y = r + \gamma (1-d)\, V'(s')$",
+    "E0": r"$`a_\text{env} = \tfrac{u+l}{2} + \tfrac{u-l}{2}\, a`$",
+    "E1": r"$`\theta' \leftarrow (1-\tau)\,\theta' + \tau\,\theta`$",
+    "E2": r"$`y = r + \gamma (1-d)\, Q'(s', \mu'(s'))`$",
+    "E3": r"$`\text{mean}\,(Q(s,a) - y)^2`$",
+    "E4": r"$`-\text{mean}\; Q(s, \mu(s))`$",
+    "E5": r"$`\text{clip}(\mu(s) + N, -1, 1)`$",
+    "E6": r"$`y = r + \gamma (1-d) \min_i Q_i'(s', a'), a' = \text{clip}(\mu'(s') + \text{clip}(\epsilon))`$",
+    "E7": r"$`-\text{mean}\; Q_1(s, \mu(s))`$",
+    "E8": r"$`a = \tanh(m(s) + \sigma(s) \odot \xi),\; \xi \sim N(0, I)`$",
+    "E9": r"$`\log \pi = \sum_\text{dim} [\log N(u; m, \sigma) - 2 (\log 2 - u - \text{softplus}(-2u))]`$",
+    "E10": r"$`y = r + \gamma (1-d) (\min_i Q_i'(s', a') - \alpha \log \pi(a' \mid s'))`$",
+    "E11": r"$`\text{mean}\,(\alpha \log \pi(\tilde a \mid s) - \min_i Q_i(s, \tilde a))`$",
+    "E12": r"$`-\log \alpha \cdot \text{mean}\,(\log \pi(\tilde a \mid s) + \bar H)`$",
+    "E13": r"$`\tfrac12 \text{mean}\,(V(s) - \min_i Q_i(s, \tilde a) + \alpha \log \pi(\tilde a \mid s))^2`$",
+    "E14": r"$`y = r + \gamma (1-d)\, V'(s')`$",
 }
 
 
