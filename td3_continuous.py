@@ -150,6 +150,14 @@ def polyak(target_parameters: list[Tensor], online_parameters: list[Tensor], tau
     torch._foreach_lerp_(target_parameters, online_parameters, tau)
 
 
+@torch.compiler.disable  # it is one fused kernel already
+def descend(optimizer: Adam, gradients: tuple[Tensor, ...]) -> None:
+    """A step of the optimizer along these gradients of its own parameters; no others receive any."""
+    for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
 # ======== 5. Losses: this algorithm's own ========
 @torch.no_grad()
 def td_target(
@@ -208,19 +216,15 @@ class Agent(nn.Module):
         target_q = td_target(batch, self.actor_target, self.qf1_target, self.qf2_target, args)
         qf1_loss, qf1_values = critic_loss(batch, self.qf1, target_q)
         qf2_loss, qf2_values = critic_loss(batch, self.qf2, target_q)
-        self.q_optimizer.zero_grad()
-        (qf1_loss + qf2_loss).backward()
-        self.q_optimizer.step()
         metrics = {"target_q": target_q.mean()}
         metrics |= {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
         metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
+        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.q_parameters))
 
         if gradient_step % args.policy_frequency == 0:
             loss = actor_loss(batch.observations, self.actor, self.qf1)
-            self.actor_optimizer.zero_grad()
-            loss.backward(inputs=self.actor_parameters)  # no gradient reaches the critics' weights
-            self.actor_optimizer.step()
             metrics["actor_loss"] = loss.detach()
+            descend(self.actor_optimizer, torch.autograd.grad(loss, self.actor_parameters))
 
             if gradient_step % args.target_network_frequency == 0:
                 polyak(self.target_parameters, self.online_parameters, args.tau)
@@ -278,7 +282,8 @@ def make_env(env_id: str, **options) -> gym.Env:
 @torch.no_grad()
 def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
     """What a policy on tensors does at one observation: (O,) -> (A,)."""
-    return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
+    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN is made for matrices, not for a single row
+        return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
 
 
 def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
@@ -477,7 +482,10 @@ def train(args: Args) -> Path:
     generator, uniform = env.unwrapped.np_random.bit_generator, env.action_space.np_random.bit_generator
     agent = Agent(obs_dim, action_dim, args).to(device)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    update = torch.compile(agent.update) if args.compile else agent.update
+    update = agent.update
+    if args.compile:
+        torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would split the graph
+        update = torch.compile(update, options={"fallback_random": True})  # eager code's noise, and faster
     optimizers = {name: value for name, value in vars(agent).items() if name.endswith("_optimizer")}
     gradient_step, elapsed, latest = 0, 0.0, {"return": math.nan, "evaluation": math.nan}
     metrics = dict.fromkeys(("actor_loss", "actor_gradient_norm"), math.nan)  # where the first are late
