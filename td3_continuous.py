@@ -88,7 +88,7 @@ class Args:
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
     watch_episodes: int = 1  # episodes to play
     cuda: bool = torch.cuda.is_available()  # train on the GPU
-    compile: bool = False  # torch.compile the update; networks this small gain nothing by it on a CPU
+    compile: bool = False  # torch.compile the update: faster after its first minute; needs a C++ compiler
     threads: int = 2  # CPU threads of PyTorch: 2 suit one run alone, 1 several side by side
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
@@ -282,8 +282,7 @@ def make_env(env_id: str, **options) -> gym.Env:
 @torch.no_grad()
 def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
     """What a policy on tensors does at one observation: (O,) -> (A,)."""
-    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN is made for matrices, not for a single row
-        return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
+    return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
 
 
 def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
@@ -461,11 +460,12 @@ def train(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
+    products, precision = torch.backends.mkldnn.matmul, "ieee"
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         # On AMD, oneDNN multiplies float32 matrices twice as fast as MKL. PyTorch gives it those that it may
         # round to bfloat16. Kept from instructions for that, oneDNN computes them in float32 all the same.
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        precision = "bf16"
     env, eval_env, eval_seed = make_env(args.env_id), make_env(args.env_id), 10_000 * (1 + args.seed)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     needed = 4 * args.buffer_size * (2 * obs_dim + action_dim + 2)
@@ -526,11 +526,13 @@ def train(args: Args) -> Path:
         observation = next_observation
         bar.update()
 
+        products.fp32_precision = precision
         for _ in range(args.gradient_steps if learning and global_step % args.train_frequency == 0 else 0):
             gradient_step += 1
             updated = update(buffer.sample(args.batch_size), gradient_step)
             metrics |= updated
             checked |= {} if args.cuda else updated  # a GPU is not waited for: there the next action tells
+        products.fp32_precision = "ieee"  # for acting, as MKL is the faster with a single row
         stopping = bool(signals)
         saving = stopping or global_step == steps or global_step % (args.checkpoint_frequency or steps) == 0
         if saving or not all(map(math.isfinite, checked.values())):

@@ -29,6 +29,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,9 @@ from typing import Literal, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 ALGORITHMS = ("ddpg", "td3", "sac")
 PEERS = {"sb3": ("stable_baselines3", "stable-baselines3"), "sbx": ("sbx", "sbx-rl")}  # module, distribution
-CONTESTANTS = tuple(f"{family}{name}" for name in ALGORITHMS for family in ("", "sb3-", "sbx-"))
+CONTESTANTS = tuple(
+    text for name in ALGORITHMS for text in (name, f"{name} --compile", f"sb3-{name}", f"sbx-{name}")
+)
 PRODUCTS = "products alone"
 CPUS = Path("/sys/devices/system/cpu")  # where Linux says which cores share a physical one
 AXES = {
@@ -264,6 +267,8 @@ def measure(contestant: str, options: Options) -> dict[str, float]:
     module, distribution = PEERS.get(name.partition("-")[0], (None, None))
     if module and importlib.util.find_spec(module) is None:
         raise UnmeasuredError(f"{distribution} is not installed")
+    if "--compile" in flags and options.device == "cpu" and not shutil.which("c++"):
+        raise UnmeasuredError("there is no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
         run_dirs = [Path(folder) / str(copy) for copy in range(options.processes)]
         script = str(ROOT / f"{name}_continuous.py")
