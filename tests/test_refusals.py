@@ -196,6 +196,13 @@ def test_a_buffer_larger_than_memory(script, refusal):
     assert str(4 * (4 + 2 + 1 + 4 + 1) * 10**12) in line.replace(",", "").replace("_", "")
 
 
+def test_compile_without_a_compiler(script, refusal, tmp_path, monkeypatch):
+    """At once, and not when the first update is compiled, thousands of steps later."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert "--compile" in refusal(script, compile=True)
+
+
 def test_cuda_where_there_is_none(script, refusal):
     """CUDA asked for and absent is refused."""
     if torch.cuda.is_available():
