@@ -116,7 +116,7 @@ def commands() -> list[tuple[str, list[str]]]:
         for block in re.findall(
             r"(?ms)^```(?:bash|sh)\n(.+?)^```", (ROOT / path).read_text(encoding="utf-8")
         ):
-            for command in re.split(r"\n|&&", block):
+            for command in re.split(r"\n|&&", block.replace("\\\n", "")):
                 words = shlex.split(command, comments=True)
                 script = [word for word in words if Path(word).name in FILES[:3]]
                 if script and words.index(script[0]) <= 2 and "python" in words[0]:
