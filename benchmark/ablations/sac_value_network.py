@@ -14,8 +14,6 @@ Stochastic Actor", arXiv 1801.01290
             descend  ½ mean (V(s) - (min_i Q_i(s, ã) - α log π(ã|s)))², same ã   over V              (E13)
             V' ← (1-τ) V' + τ V                                                                       (E1)
 
-The temperature α is fixed. The paper writes α = 1 and scales the rewards: a scale of 5 is --alpha 0.2.
-
 Usage: python benchmark/ablations/sac_value_network.py --env-id Hopper-v4
 """
 # /// script
@@ -63,7 +61,7 @@ class Args:
     policy_lr: float = 3e-4  # Adam's step size for the actor; lower it if returns rise and then collapse
     q_lr: float = 1e-3  # Adam's step size for the critics and V; lower it if the losses blow up
     learning_starts: int = 5_000  # steps of uniform actions first; more where the task is hard to explore
-    alpha: float = 0.2  # temperature α, fixed: 1 over the paper's reward scale
+    alpha: float = 0.2  # temperature α, fixed: 1 over the paper's reward scale, which is 5 for most tasks
     # ======== 3. Arguments: shared ========
     env_id: str = "Hopper-v4"  # any Gymnasium task whose actions are a bounded Box
     seed: int = 1  # of networks, noise and environment; report several, not the best
@@ -200,8 +198,7 @@ def td_target(batch: Batch, vf_target: VNetwork, args: Args) -> Tensor:
 def actor_loss(
     observations: Tensor, actor: Actor, qf1: QNetwork, qf2: QNetwork, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss, and without their gradients log π(ã|s) (B,)
-    and min_i Q_i(s, ã) - α log π(ã|s) (B,), which V learns from."""
+    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss; detached, log π(ã|s) (B,) and V's target (B,)."""
     actions, log_prob = actor.sample(observations)
     q_values = torch.min(qf1(observations, actions), qf2(observations, actions))
     soft_values = q_values - alpha * log_prob
