@@ -198,7 +198,7 @@ def td_target(batch: Batch, vf_target: VNetwork, args: Args) -> Tensor:
 def actor_loss(
     observations: Tensor, actor: Actor, qf1: QNetwork, qf2: QNetwork, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss; detached, log π(ã|s) (B,) and V's target (B,)."""
+    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss; detached, log π(ã|s) and V's target, (B,)."""
     actions, log_prob = actor.sample(observations)
     q_values = torch.min(qf1(observations, actions), qf2(observations, actions))
     soft_values = q_values - alpha * log_prob
