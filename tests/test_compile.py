@@ -72,25 +72,17 @@ def test_updates_on_a_gpu_match_those_on_the_cpu(script, compiled, noise, monkey
 
 @needs_compiler
 def test_a_compiled_run_resumes_exactly_and_learns_as_an_eager_one(tmp_path):
-    flags = "--env-id Pendulum-v1 --learning-starts 40 --batch-size 16 --hidden-dim 16 --log-frequency 10"
-    flags = [
-        *flags.split(),
-        "--threads",
-        "1",
-        "--no-cuda",
-        "--eval-frequency",
-        "50",
-        "--eval-episodes",
-        "1",
-        "--resume",
-    ]
+    flags = "--env-id Pendulum-v1 --learning-starts 40 --batch-size 16 --hidden-dim 16 --log-frequency 10 "
+    flags += "--threads 1 --no-cuda --eval-frequency 50 --eval-episodes 1 --resume"
     for name, steps, flag in (
         ("whole", 100, "--compile"),
         ("parts", 70, "--compile"),
         ("parts", 100, "--compile"),
         ("eager", 100, "--no-compile"),
     ):
-        ended = run("sac_continuous", *flags, flag, "--total-timesteps", steps, "--run-dir", tmp_path / name)
+        ended = run(
+            "sac_continuous", *flags.split(), flag, "--total-timesteps", steps, "--run-dir", tmp_path / name
+        )
         assert ended.returncode == 0, ended.stderr
     for name in ("losses.csv", "evaluations.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
