@@ -451,7 +451,7 @@ def check(args: Args) -> None:
     batch, size = args.batch_size, args.buffer_size
     refuse(batch > size, f"--batch-size {batch} is more than --buffer-size {size} can hold")
     refuse(args.cuda and not torch.cuda.is_available(), "--cuda: PyTorch finds no CUDA device here")
-    compiler = any(map(shutil.which, ("c++", "cl", os.environ.get("CXX", "c++"))))
+    compiler = any(map(shutil.which, ("c++", os.environ.get("CXX", "cl"))))
     refuse(args.compile and not compiler, "--compile: there is no C++ compiler on the PATH")
     refuse(args.resume and args.run_dir is None, "--resume needs the --run-dir of the run")
 
