@@ -7,9 +7,9 @@
 
 Every contestant runs in a process of its own: ours as a user starts them, `python {script}.py`, and the
 peers through their own `learn`. It warms up (uniform actions for half of --warm-up, then it learns, which
-compiles what is to be compiled), and the --steps environment steps after that are timed. All contestants take
-turns, --rounds times, so that a machine that slows down slows all of them. The table has medians over the
-rounds; a ratio is the median of the rounds' ratios.
+compiles what is to be compiled) and is paused. Then all take turns, --rounds times: one goes on for --steps
+environment steps, which are timed, while the others stand still. Turns are short, so that a machine that
+slows down slows all of them. The table has medians over the rounds; a ratio is the median of the rounds'.
 
 The bound is the speed of a program that does the matrix products of the updates and nothing else: `products`
 says which they are, `measure_products` how their time is measured. Linux or macOS.
@@ -30,12 +30,14 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -49,6 +51,7 @@ CONTESTANTS = tuple(
     text for name in ALGORITHMS for text in (name, f"{name} --compile", f"sb3-{name}", f"sbx-{name}")
 )
 PRODUCTS = "products alone"
+MANY = 1_000_000  # environment steps, of which a measurement never sees the end
 CPUS = Path("/sys/devices/system/cpu")  # where Linux says which cores share a physical one
 AXES = {
     "batch_size": [64, 128, 256, 512, 1024],
@@ -73,9 +76,9 @@ class Options:
     hidden_dim: int = 256  # width of the two hidden layers of every network
     gradient_steps: int = 1  # updates after each environment step
     processes: int = 1  # copies of a contestant that run at a time; steps/s is their sum
-    steps: int = 2_000  # environment steps to time: a multiple of --warm-up
-    warm_up: int = 1_000  # environment steps before these
-    rounds: int = 5  # each measures every contestant
+    steps: int = 200  # environment steps of a turn, an even number
+    warm_up: int = 1_000  # environment steps before the first turn
+    rounds: int = 20  # turns of every contestant
     csv: Path | None = None  # for every measurement; None is throughput.csv, or scaling.csv with --scaling
     scaling: bool = False  # vary batch, width, updates a step, task and processes, one at a time
     profile: str | None = None  # one of our contestants: say where its time goes
@@ -238,12 +241,12 @@ def check(options: Options) -> None:
             raise SystemExit(f"--contestants: {contestant!r} is none of {', '.join(CONTESTANTS)}")
     if options.profile and options.profile.partition(" ")[0] not in ALGORITHMS:
         raise SystemExit(f"--profile: {options.profile!r} is none of {', '.join(ALGORITHMS)}")
-    if options.warm_up < 2 or options.steps < 1 or options.steps % options.warm_up:
-        raise SystemExit("--steps must be a multiple of --warm-up, which is at least 2")
+    if options.warm_up < 2 or options.steps < 2 or options.steps % 2:
+        raise SystemExit("--steps must be even, and --warm-up at least 2")
 
 
 def script_arguments(options: Options, run_dir: Path) -> list[str]:
-    """The command line of a script: real training without evaluations, timed at both marks by timing.csv."""
+    """The command line of a script: real training without evaluations, which writes two times a turn."""
     values = {
         "run-dir": run_dir,
         "env-id": options.env_id,
@@ -252,8 +255,8 @@ def script_arguments(options: Options, run_dir: Path) -> list[str]:
         "hidden-dim": options.hidden_dim,
         "gradient-steps": options.gradient_steps,
         "learning-starts": options.warm_up // 2,
-        "log-frequency": options.warm_up,
-        "total-timesteps": options.warm_up + options.steps,
+        "log-frequency": options.steps // 2,
+        "total-timesteps": MANY,
         "eval-frequency": 0,
         "checkpoint-frequency": 0,
     }
@@ -261,39 +264,86 @@ def script_arguments(options: Options, run_dir: Path) -> list[str]:
     return [*flags, "--cuda" if options.device == "cuda" else "--no-cuda"]
 
 
-def measure(contestant: str, options: Options) -> dict[str, float]:
-    """Runs a contestant: steps/s after the warm-up, of all copies together, and the peak memory of one."""
-    name, *flags = shlex.split(contestant)
-    module, distribution = PEERS.get(name.partition("-")[0], (None, None))
-    if module and importlib.util.find_spec(module) is None:
-        raise UnmeasuredError(f"{distribution} is not installed")
-    if "--compile" in flags and options.device == "cpu" and not shutil.which("c++"):
-        raise UnmeasuredError("there is no C++ compiler")
-    with tempfile.TemporaryDirectory() as folder:
-        run_dirs = [Path(folder) / str(copy) for copy in range(options.processes)]
+class Racer:
+    """The copies of a contestant: started, warmed up, and paused except while `speed` times them.
+
+    Raises UnmeasuredError where the contestant cannot run here or fails. `peak_mib` is the most memory that a
+    copy ever had, once `end` has ended them all.
+    """
+
+    def __init__(self, contestant: str, options: Options, folder: Path):
+        name, *flags = shlex.split(contestant)
+        module, distribution = PEERS.get(name.partition("-")[0], (None, None))
+        if module and importlib.util.find_spec(module) is None:
+            raise UnmeasuredError(f"{distribution} is not installed")
+        if "--compile" in flags and options.device == "cpu" and not shutil.which("c++"):
+            raise UnmeasuredError("there is no C++ compiler")
+        self.interval = options.steps // 2  # environment steps from one row of timing.csv to the next
+        self.folders = [folder / str(copy) for copy in range(options.processes)]
+        self.processes, self.peak_mib = [], 0.0
         script = str(ROOT / f"{name}_continuous.py")
-        ours = [[sys.executable, script, *script_arguments(options, run_dir), *flags] for run_dir in run_dirs]
-        peers = [worker_command("peer", [contestant], options)] * options.processes
-        finished = run_together(peers if module else ours, options, Path(folder))
-        if module:
-            seconds = [json.loads(output) for output, _ in finished]
-        else:
-            seconds = [seconds_after_warm_up(run_dir / "timing.csv", options) for run_dir in run_dirs]
-    return {
-        "steps_per_second": sum(options.steps / value for value in seconds),
-        "peak_mib": max(peak for _, peak in finished),
-    }
+        try:
+            with confined_to(cores(options.threads * options.processes) if options.device == "cpu" else []):
+                for run_dir in self.folders:
+                    run_dir.mkdir(parents=True)
+                    command = [sys.executable, script, *script_arguments(options, run_dir), *flags]
+                    command = worker_command("peer", [contestant], options) if module else command
+                    with open(run_dir / "output", "w") as output:
+                        started = subprocess.Popen(command, stdout=output, stderr=output, cwd=run_dir)
+                    self.processes.append(started)
+            self.advance(-(-options.warm_up // self.interval))
+        except BaseException:
+            self.end()
+            raise
+
+    def times(self, run_dir: Path) -> list[float]:
+        """What timing.csv says of the seconds since the start, whole rows only."""
+        path = run_dir / "timing.csv"
+        rows = path.read_text().split("\n")[1:-1] if path.exists() else []
+        return [float(row.rpartition(",")[2]) for row in rows]
+
+    def advance(self, rows: int) -> list[int]:
+        """Lets all copies run until each has written so many more rows: how many each had before."""
+        before = [len(self.times(run_dir)) for run_dir in self.folders]
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+        while any(
+            len(self.times(run_dir)) < done + rows for run_dir, done in zip(self.folders, before, strict=True)
+        ):
+            time.sleep(0.005)
+            for process, run_dir in zip(self.processes, self.folders, strict=True):
+                if process.poll() is not None:
+                    lines = (run_dir / "output").read_text().splitlines()
+                    raise UnmeasuredError([f"exit status {process.returncode}", *lines][-1])
+        for process in self.processes:
+            process.send_signal(signal.SIGSTOP)
+        return before
+
+    def speed(self) -> float:
+        """Environment steps per second over the next steps, of all copies together.
+
+        The interval in which a copy was paused is not counted.
+        """
+        before = self.advance(3)
+        seconds = [
+            times[done + 2] - times[done]
+            for times, done in zip(map(self.times, self.folders), before, strict=True)
+        ]
+        return sum(2 * self.interval / value for value in seconds)
+
+    def end(self) -> None:
+        """Kills the copies and notes their peak memory."""
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        for process in self.processes:
+            if process.returncode is None:
+                process.kill()
+                _, _, usage = os.wait4(process.pid, 0)
+                process.returncode = -signal.SIGKILL
+                self.peak_mib = max(self.peak_mib, usage.ru_maxrss / unit)
 
 
-def seconds_after_warm_up(path: Path, options: Options) -> float:
-    """Seconds from the end of the warm-up to the end of a script's run, from its timing.csv."""
-    with open(path, newline="") as file:
-        elapsed = {int(row["global_step"]): float(row["elapsed"]) for row in csv.DictReader(file)}
-    return elapsed[options.warm_up + options.steps] - elapsed[options.warm_up]
-
-
-def measure_peer(options: Options) -> float:
-    """Trains a peer by its own loop, with our sizes and exploration noise: the seconds of the timed steps."""
+def train_peer(options: Options) -> None:
+    """Trains a peer by its own loop, with our sizes and exploration noise, writing timing.csv as ours do."""
     family, algorithm = options.contestants[0].split("-")
     if family == "sbx":
         os.environ["JAX_PLATFORMS"] = options.device  # an error where JAX has no such device
@@ -304,13 +354,13 @@ def measure_peer(options: Options) -> float:
     from stable_baselines3.common.noise import NormalActionNoise
 
     torch.set_num_threads(options.threads)
-    marks = {}
 
     class Clock(BaseCallback):
-        """Notes when every environment step was done."""
+        """Notes when environment steps were done."""
 
         def _on_step(self) -> bool:
-            marks[self.num_timesteps] = time.perf_counter()
+            if self.num_timesteps % (options.steps // 2) == 0:
+                print(self.num_timesteps, time.perf_counter(), sep=",", file=timing, flush=True)
             return True
 
     env = gym.make(options.env_id)
@@ -330,8 +380,9 @@ def measure_peer(options: Options) -> float:
         gradient_steps=options.gradient_steps,
         **settings,
     )
-    model.learn(options.warm_up + options.steps, callback=Clock())
-    return marks[options.warm_up + options.steps] - marks[options.warm_up]
+    with open("timing.csv", "w") as timing:
+        print("global_step,elapsed", file=timing)
+        model.learn(MANY, callback=Clock())
 
 
 # ======== Processes ========
@@ -357,8 +408,8 @@ def cores(number: int) -> list[int]:
     return [core for _, core in sorted(ranked)[:number]]
 
 
-def run_together(commands: list[list[str]], options: Options, folder: Path) -> list[tuple[str, float]]:
-    """Runs processes side by side: of each the last line that it prints, and its peak memory in MiB.
+def run_together(commands: list[list[str]], options: Options, folder: Path) -> list[str]:
+    """Runs processes side by side: of each the last line that it prints.
 
     On a CPU they are confined to as many cores as they have threads together: JAX takes no number of
     threads, but sizes its pool by the cores that it may use. Raises UnmeasuredError if one fails, with
@@ -375,14 +426,11 @@ def run_together(commands: list[list[str]], options: Options, folder: Path) -> l
             stack.callback(stop, process)
             running.append((process, out, err))
         for process, out, err in running:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
+            if process.wait():
                 err.seek(0)
                 raise UnmeasuredError([f"exit status {process.returncode}", *err.read().split("\n")[:-1]][-1])
             out.seek(0)
-            unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-            results.append((out.read().split("\n")[-2:][0], usage.ru_maxrss / unit))
+            results.append(out.read().split("\n")[-2:][0])
     return results
 
 
@@ -453,11 +501,12 @@ def points(options: Options) -> list[tuple[str, str, Options]]:
 
 
 def shortened(point: Options, base: Options) -> Options:
-    """A point with fewer steps than the base where its steps cost more, as far as 20 of warm-up."""
+    """A point with fewer steps than the base where its steps cost more, as far as 20, and 10 of a turn."""
     cost = point.batch_size / base.batch_size * point.gradient_steps / base.gradient_steps
-    cost *= (point.hidden_dim / base.hidden_dim) ** 2
+    cost = max(1.0, cost * (point.hidden_dim / base.hidden_dim) ** 2)
     warm_up = min(base.warm_up, max(20, int(base.warm_up / cost)))
-    return dataclasses.replace(point, warm_up=warm_up, steps=base.steps // base.warm_up * warm_up)
+    steps = min(base.steps, max(10, 2 * int(base.steps / cost / 2)))
+    return dataclasses.replace(point, warm_up=warm_up, steps=steps)
 
 
 def race(options: Options, path: Path) -> dict[str, str]:
@@ -472,38 +521,58 @@ def race(options: Options, path: Path) -> dict[str, str]:
     with open(path, "x", newline="") as file:
         writer = csv.DictWriter(file, [*TEXTS, *NUMBERS], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-
-        def write(row: Row) -> None:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            writer.writerow({"time": now} | common | row)
-            file.flush()
-
-        for turn in range(options.rounds):
-            for axis, value, point in points(options):
-                common |= dataclasses.asdict(point) | {"axis": axis, "value": value, "round": turn}
-                bounds = bound(point)
-                for algorithm, row in bounds.items():
-                    common["hardware"] = row["hardware"]
-                    write({"contestant": PRODUCTS, "algorithm": algorithm} | row)
-                shift = turn % len(point.contestants)
-                for contestant in point.contestants[shift:] + point.contestants[:shift]:
-                    place = f"{contestant} with {axis} {value}" if axis else contestant
-                    if place in left_out:
-                        continue
-                    try:
-                        row = measure(contestant, point)
-                    except UnmeasuredError as reason:
-                        left_out[place] = str(reason)
-                        print(f"{place} is left out: {reason}", file=sys.stderr, flush=True)
-                        continue
-                    row |= {"contestant": contestant, "algorithm": algorithm_of(contestant)}
-                    row["updates_per_second"] = row["steps_per_second"] * point.gradient_steps
-                    row["mflop_per_update"] = bounds[row["algorithm"]]["mflop_per_update"]
-                    row["gflop_per_second"] = row["mflop_per_update"] * row["updates_per_second"] / 1e3
-                    write(row)
-                    speed = f"{place}: {row['steps_per_second']:.1f} steps/s"
-                    print(f"round {turn + 1} of {options.rounds}, {speed}", file=sys.stderr, flush=True)
+        for axis, value, point in points(options):
+            common |= dataclasses.asdict(point) | {"axis": axis, "value": value}
+            where = f" with {axis} {value}" if axis else ""
+            rows: list[Row] = []
+            racers: dict[str, Racer] = {}
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    for row in take_turns(point, where, Path(folder), racers, left_out):
+                        rows.append(common | row)
+                finally:  # a measurement that is interrupted keeps what it has
+                    for racer in racers.values():
+                        racer.end()
+                    peaks = {contestant: {"peak_mib": racer.peak_mib} for contestant, racer in racers.items()}
+                    writer.writerows(row | peaks.get(row["contestant"], {}) for row in rows)
+                    file.flush()
     return left_out
+
+
+def take_turns(
+    options: Options, where: str, folder: Path, racers: dict[str, Racer], left_out: dict[str, str]
+) -> Iterator[Row]:
+    """All rounds at one point, as rows; starts the racers in the first and leaves out those that fail."""
+    for turn in range(options.rounds):
+        bounds = bound(options)
+        for algorithm, row in bounds.items():
+            yield {"contestant": PRODUCTS, "algorithm": algorithm, "time": now(), "round": turn} | row
+        shift = turn % len(options.contestants)
+        for contestant in options.contestants[shift:] + options.contestants[:shift]:
+            if contestant + where in left_out:
+                continue
+            try:
+                if contestant not in racers:
+                    racers[contestant] = Racer(contestant, options, folder / contestant)
+                speed = racers[contestant].speed()
+            except UnmeasuredError as reason:
+                left_out[contestant + where] = str(reason)
+                print(f"{contestant}{where} is left out: {reason}", file=sys.stderr, flush=True)
+                continue
+            limit = bounds[algorithm_of(contestant)]
+            row = {"contestant": contestant, "algorithm": algorithm_of(contestant), "time": now()}
+            row |= {name: limit[name] for name in ("hardware", "mflop_per_update")}
+            row |= {"round": turn, "steps_per_second": speed}
+            row["updates_per_second"] = speed * options.gradient_steps
+            row["gflop_per_second"] = row["mflop_per_update"] * row["updates_per_second"] / 1e3
+            yield row
+            told = f"round {turn + 1} of {options.rounds}, {contestant}{where}: {speed:.1f} steps/s"
+            print(told, file=sys.stderr, flush=True)
+
+
+def now() -> str:
+    """The date and time, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def bound(options: Options) -> dict[str, Row]:
@@ -511,7 +580,7 @@ def bound(options: Options) -> dict[str, Row]:
     names = list(dict.fromkeys(map(algorithm_of, options.contestants)))
     with tempfile.TemporaryDirectory() as folder:
         commands = [worker_command("products", names, options)] * options.processes
-        results = [json.loads(output) for output, _ in run_together(commands, options, Path(folder))]
+        results = [json.loads(output) for output in run_together(commands, options, Path(folder))]
     rows = {}
     for algorithm, row in results[0]["algorithms"].items():
         for name in ("updates_per_second", "gflop_per_second"):
@@ -675,7 +744,7 @@ def profile(options: Options) -> list[dict[str, float]]:
     import torch
     import tyro
 
-    on_gpu = options.device == "cuda"
+    on_gpu, steps = options.device == "cuda", options.rounds * options.steps
     profiler, spent, marks = None, Counter(), []
 
     def timed(part: str, function):
@@ -698,7 +767,7 @@ def profile(options: Options) -> list[dict[str, float]]:
 
         def step(self, action):
             self.count += 1
-            if self.count in (options.warm_up, options.warm_up + options.steps):
+            if self.count in (options.warm_up, options.warm_up + steps):
                 if on_gpu:
                     torch.cuda.synchronize()
                 if profiler and not marks:
@@ -713,8 +782,9 @@ def profile(options: Options) -> list[dict[str, float]]:
         marks.clear()
         with tempfile.TemporaryDirectory() as folder:
             arguments = [*script_arguments(options, Path(folder) / "run"), *flags]
+            arguments += ["--total-timesteps", str(options.warm_up + steps)]
             script.train(tyro.cli(script.Args, args=arguments))
-        return 1e3 * (marks[1][0] - marks[0][0]) / options.steps
+        return 1e3 * (marks[1][0] - marks[0][0]) / steps
 
     make_env = script.make_env
     script.make_env = lambda *arguments: Watched(make_env(*arguments))
@@ -727,7 +797,7 @@ def profile(options: Options) -> list[dict[str, float]]:
             stack.callback(setattr, getattr(script, owner), name, method)
         wall = train()
     (_, before), (_, after) = marks
-    by_clock = {part: 1e3 * (after[part] - before.get(part, 0)) / options.steps for part in after}
+    by_clock = {part: 1e3 * (after[part] - before.get(part, 0)) / steps for part in after}
     by_clock["the rest of the loop"] = wall - sum(by_clock.values())
 
     activity = torch.profiler.ProfilerActivity
@@ -743,7 +813,7 @@ def profile(options: Options) -> list[dict[str, float]]:
             kind = category(ancestor.name) if OPTIMIZER.search(ancestor.name) else kind
             ancestor = ancestor.cpu_parent
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        by_operator[kind] += microseconds / 1e3 / options.steps
+        by_operator[kind] += microseconds / 1e3 / steps
     by_operator["no kernel on the GPU" if on_gpu else "Python"] = wall - sum(by_operator.values())
     return [by_clock, dict(by_operator)]
 
@@ -752,7 +822,7 @@ def profile_report(options: Options) -> str:
     """Where the time of one of our scripts goes: two Markdown tables."""
     with tempfile.TemporaryDirectory() as folder:
         command = worker_command("profile", [options.profile], dataclasses.replace(options, processes=1))
-        [(output, _)] = run_together([command], options, Path(folder))
+        [output] = run_together([command], options, Path(folder))
     tables = []
     for title, times in zip(("by the clock", "under torch.profiler"), json.loads(output), strict=True):
         whole = sum(times.values())
@@ -764,7 +834,7 @@ def profile_report(options: Options) -> str:
 
 
 # ======== Command line ========
-TASKS = {"products": measure_products, "peer": measure_peer, "profile": profile}
+TASKS = {"products": measure_products, "peer": train_peer, "profile": profile}
 
 
 def work(task: str, values: str) -> None:

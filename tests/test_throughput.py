@@ -20,6 +20,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 SMALL = Options(env_id="Pendulum-v1", threads=1, batch_size=16, hidden_dim=16, steps=60, warm_up=30, rounds=1)
 
+# A script that takes its flags, trains nothing and writes timing.csv: 10 ms for every row, of which it says
+# that they were 2 s, or 3 s in a second copy.
+FAKE = """
+import sys, time
+from pathlib import Path
+
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+run_dir, interval = Path(flags["--run-dir"]), int(flags["--log-frequency"])
+content = b"x" * MEBIBYTES * 2**20
+with open(run_dir / "timing.csv", "w") as file:
+    print("global_step,SPS,elapsed", file=file)
+    for row in range(1, 10_000):
+        time.sleep(0.01)
+        print(row * interval, 0, row * (2 + int(run_dir.name)), sep=",", file=file, flush=True)
+"""
+
 
 def run_benchmark(*arguments, **options) -> subprocess.CompletedProcess:
     """`python benchmark/throughput.py` with arguments."""
@@ -99,19 +115,79 @@ def test_the_bound_sums_the_products(monkeypatch):
 
 
 # ======== What is measured ========
-def test_seconds_are_those_after_the_warm_up(tmp_path):
-    path = tmp_path / "timing.csv"
-    path.write_text("global_step,SPS,elapsed\n30,3,10\n60,15,12\n90,10,15\n")
-    assert throughput.seconds_after_warm_up(path, SMALL) == 5.0
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """Makes a Racer of the fake script, where a copy takes so many MiB, and ends it after the test."""
+    racers = []
+
+    def start(mebibytes: int = 1, **options) -> throughput.Racer:
+        (tmp_path / "sac_continuous.py").write_text(FAKE.replace("MEBIBYTES", str(mebibytes)))
+        monkeypatch.setattr(throughput, "ROOT", tmp_path)
+        folder = tmp_path / f"race{len(racers)}"
+        racers.append(throughput.Racer("sac", dataclasses.replace(SMALL, **options), folder))
+        return racers[-1]
+
+    yield start
+    for racer in racers:
+        racer.end()
+
+
+def test_a_turn_times_its_steps_and_no_others(fake):
+    """Each interval of 30 steps says that it took 2 s, so 60 steps took 4."""
+    racer = fake()
+    [before] = map(len, map(racer.times, racer.folders))
+    assert racer.speed() == 60 / 4
+    [times] = map(racer.times, racer.folders)
+    assert len(times) >= before + 3  # the interval of the pause, and the two that are timed
+
+
+def test_copies_add_up(fake):
+    """Two copies, of which one takes 4 s for 60 steps, the other 6."""
+    assert fake(processes=2).speed() == 60 / 4 + 60 / 6
+
+
+def test_the_warm_up_is_over_when_the_first_turn_begins(fake):
+    [times] = map((racer := fake(warm_up=100)).times, racer.folders)
+    assert len(times) >= 4  # rows of 30 steps
+
+
+def test_who_has_no_turn_stands_still(fake):
+    racer = fake()
+    seen = []
+    for _ in range(2):
+        time.sleep(0.1)  # ten rows' time
+        seen.append((racer.folders[0] / "timing.csv").read_text())
+    assert seen[0] == seen[1]
+
+
+def test_times_are_of_whole_rows(fake):
+    racer = fake()
+    (racer.folders[0] / "timing.csv").write_text("global_step,SPS,elapsed\n30,3,10\n60,15,12\n90,10,1")
+    assert racer.times(racer.folders[0]) == [10, 12]
+
+
+def test_who_fails_is_named_with_the_reason(monkeypatch, tmp_path):
+    (tmp_path / "sac_continuous.py").write_text("import sys\nprint('first')\nsys.exit('the reason')")
+    monkeypatch.setattr(throughput, "ROOT", tmp_path)
+    with pytest.raises(UnmeasuredError, match="^the reason$"):
+        throughput.Racer("sac", SMALL, tmp_path / "race")
+
+
+def test_all_copies_end(fake):
+    racer = fake(processes=2)
+    racer.end()
+    for process in racer.processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
 
 
 def test_every_option_reaches_the_scripts(script):
     options = Options(env_id="Ant-v4", threads=3, batch_size=5, hidden_dim=7, gradient_steps=9)
-    options = dataclasses.replace(options, steps=40, warm_up=20)
+    options = dataclasses.replace(options, steps=40, warm_up=20)  # of a turn, and before the first
     args = tyro.cli(script.Args, args=throughput.script_arguments(options, Path("there")))
     assert (args.env_id, args.run_dir, args.threads, args.cuda) == ("Ant-v4", "there", 3, False)
     assert (args.batch_size, args.hidden_dim, args.gradient_steps) == (5, 7, 9)
-    assert (args.learning_starts, args.log_frequency, args.total_timesteps) == (10, 20, 60)
+    assert (args.learning_starts, args.log_frequency) == (10, 20)  # two rows a turn
     assert (args.eval_frequency, args.checkpoint_frequency) == (0, 0)
     assert args.train_frequency == 1  # one gradient phase a step, as in the peers
     on_gpu = dataclasses.replace(options, device="cuda")
@@ -131,10 +207,10 @@ def test_a_missing_peer_is_left_out_and_said(monkeypatch, tmp_path, capsys):
 
 
 def test_a_script_that_fails_is_said_and_makes_the_program_fail(monkeypatch, tmp_path, capsys):
-    def measure(contestant, options):
+    def start(contestant, options, folder):
         raise UnmeasuredError("it broke")
 
-    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "Racer", start)
     monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
     options = dataclasses.replace(SMALL, contestants=("sac --compile",), csv=tmp_path / "a.csv")
     assert throughput.main(options) == 1
@@ -142,19 +218,24 @@ def test_a_script_that_fails_is_said_and_makes_the_program_fail(monkeypatch, tmp
 
 
 def test_peak_memory_is_the_childs_own():
-    """Of a process that fills 200 MiB, and of one that does not; the parent is as small as the program is."""
-    program = """
-import json, sys, tempfile, throughput
+    """Of a script that fills 200 MiB, and of one that does not; the parent is as small as the program is."""
+    program = f"""
+import dataclasses, sys, tempfile, throughput
 from pathlib import Path
+options = throughput.Options(steps=60, warm_up=30)
 with tempfile.TemporaryDirectory() as folder:
-    commands = [[sys.executable, "-c", f"x = b'x' * {size}; print({size})"] for size in (1, 200 * 2**20)]
-    print(json.dumps(throughput.run_together(commands, throughput.Options(), Path(folder))))
+    throughput.ROOT = Path(folder)
+    for size in (1, 200):
+        script = {FAKE!r}.replace("MEBIBYTES", str(size))
+        (throughput.ROOT / "sac_continuous.py").write_text(script)
+        racer = throughput.Racer("sac", options, throughput.ROOT / str(size))
+        racer.end()
+        print(racer.peak_mib)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmark")}
     command = [sys.executable, "-c", program]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    [(first, small), (second, large)] = json.loads(output)
-    assert (first, second) == ("1", str(200 * 2**20))
+    small, large = map(float, output.split())
     assert small < 60
     assert 200 < large < 260
 
@@ -173,27 +254,12 @@ def test_a_process_that_fails_stops_its_neighbours(tmp_path):
         os.kill(int(path.read_text()), 0)
 
 
-def test_copies_of_a_contestant_add_up(monkeypatch):
-    """Two copies that take 2 and 3 s for 60 steps."""
-
-    def run_together(commands, options, folder):
-        for command, seconds in zip(commands, (2, 3), strict=True):
-            run_dir = Path(command[command.index("--run-dir") + 1])
-            run_dir.mkdir()
-            (run_dir / "timing.csv").write_text(f"global_step,elapsed\n30,1\n90,{1 + seconds}\n")
-        return [("", 300.0), ("", 400.0)]
-
-    monkeypatch.setattr(throughput, "run_together", run_together)
-    result = throughput.measure("sac --compile", dataclasses.replace(SMALL, processes=2))
-    assert result == {"steps_per_second": 60 / 2 + 60 / 3, "peak_mib": 400.0}
-
-
 def test_bounds_of_copies_add_up(monkeypatch):
     """Two copies, each with four updates for an environment step."""
     outputs = []
     for updates in (100.0, 300.0):
         row = {"updates_per_second": updates, "gflop_per_second": updates / 10, "mflop_per_update": 100.0}
-        outputs.append((json.dumps({"hardware": "a machine", "algorithms": {"sac": row}}), 300.0))
+        outputs.append(json.dumps({"hardware": "a machine", "algorithms": {"sac": row}}))
     monkeypatch.setattr(throughput, "run_together", lambda commands, options, folder: outputs)
     options = dataclasses.replace(SMALL, contestants=("sac", "sbx-sac"), processes=2, gradient_steps=4)
     sums = {"updates_per_second": 400.0, "gflop_per_second": 40.0, "mflop_per_update": 100.0}
@@ -204,7 +270,7 @@ def test_bounds_of_copies_add_up(monkeypatch):
 def test_processes_are_confined_to_as_many_cores_as_threads(tmp_path):
     before = os.sched_getaffinity(0)
     command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
-    [(output, _)] = throughput.run_together([command], SMALL, tmp_path)
+    [output] = throughput.run_together([command], SMALL, tmp_path)
     assert output == "1"
     assert os.sched_getaffinity(0) == before
 
@@ -220,25 +286,28 @@ def test_physical_cores_come_first(monkeypatch, tmp_path):
 
 
 def test_scaling_varies_one_thing_at_a_time():
-    options = Options(scaling=True, steps=2_000, warm_up=1_000)
+    options = Options(scaling=True, steps=200, warm_up=1_000)
     for axis, value, point in throughput.points(options):
         assert str(getattr(point, axis)) == value
         varied = {axis, "steps", "warm_up"} | ({"threads"} if axis == "processes" else set())
         base, now = dataclasses.asdict(options), dataclasses.asdict(point)
         assert {name for name in base if base[name] != now[name]} <= varied
-        assert point.steps == 2 * point.warm_up
         throughput.check(point)
     axes = {axis for axis, _, _ in throughput.points(options)}
     assert axes == {"batch_size", "hidden_dim", "gradient_steps", "env_id", "processes"}
 
 
 def test_costly_points_take_fewer_steps():
-    base = Options(steps=2_000, warm_up=1_000)
-    shortened = throughput.shortened
-    assert shortened(dataclasses.replace(base, hidden_dim=512), base).steps == 500
-    assert shortened(dataclasses.replace(base, gradient_steps=5), base).steps == 400
-    assert shortened(dataclasses.replace(base, hidden_dim=64), base).steps == 2_000
-    assert shortened(dataclasses.replace(base, hidden_dim=256_000), base).warm_up == 20
+    base = Options(steps=200, warm_up=1_000)
+
+    def lengths(**changes) -> tuple[int, int]:
+        point = throughput.shortened(dataclasses.replace(base, **changes), base)
+        return point.warm_up, point.steps
+
+    assert lengths(hidden_dim=512) == (250, 50)
+    assert lengths(gradient_steps=5) == (200, 40)
+    assert lengths(hidden_dim=64) == (1_000, 200)
+    assert lengths(hidden_dim=256_000) == (20, 10)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +316,7 @@ def test_costly_points_take_fewer_steps():
         ({"contestants": ("ppo",)}, "'ppo' is none of"),
         ({"contestants": ("sb3-sac --compile",)}, "'sb3-sac --compile' is none of"),
         ({"profile": "sb3-sac"}, "'sb3-sac' is none of"),
-        ({"steps": 100, "warm_up": 30}, "multiple of --warm-up"),
+        ({"steps": 99}, "--steps must be even"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(wrong, complaint):
@@ -273,14 +342,21 @@ def measured(monkeypatch, tmp_path) -> Path:
     """The CSV file of three rounds of a race with known speeds; sbx-sac fails in the second."""
     order = []
 
-    def measure(contestant, options):
-        order.append(contestant)
-        turn = order.count(contestant) - 1
-        if turn == len(SPEEDS[contestant]):
-            raise UnmeasuredError("it broke")
-        return {"steps_per_second": SPEEDS[contestant][turn], "peak_mib": 300.0 + turn}
+    class Racer:
+        def __init__(self, contestant, options, folder):
+            assert contestant not in order  # it is started once
+            self.contestant, self.speeds, self.peak_mib = contestant, iter(SPEEDS[contestant]), math.nan
 
-    monkeypatch.setattr(throughput, "measure", measure)
+        def speed(self):
+            order.append(self.contestant)
+            for speed in self.speeds:
+                return speed
+            raise UnmeasuredError("it broke")
+
+        def end(self):
+            self.peak_mib = 301.0
+
+    monkeypatch.setattr(throughput, "Racer", Racer)
     monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
     options = dataclasses.replace(SMALL, contestants=tuple(SPEEDS), rounds=3, gradient_steps=2)
     left_out = throughput.race(options, tmp_path / "measured.csv")
@@ -316,7 +392,20 @@ def test_csv_holds_every_measurement_and_its_conditions(measured):
 
 def test_csv_of_scaling_holds_the_settings_of_each_point(monkeypatch, tmp_path):
     monkeypatch.setattr(throughput, "AXES", {"batch_size": [8, 32], "processes": [1, 2]})
-    monkeypatch.setattr(throughput, "measure", lambda name, point: {"steps_per_second": 1.0, "peak_mib": 1.0})
+
+    class Racer:
+        peak_mib = 1.0
+
+        def __init__(self, contestant, options, folder):
+            pass
+
+        def speed(self):
+            return 1.0
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(throughput, "Racer", Racer)
     monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
     options = dataclasses.replace(SMALL, contestants=("sac",), scaling=True, threads=2)
     throughput.race(options, tmp_path / "a.csv")
@@ -329,6 +418,35 @@ def test_csv_of_scaling_holds_the_settings_of_each_point(monkeypatch, tmp_path):
     assert settings == [(8, 1, 2, 30), (32, 1, 2, 20), (16, 1, 1, 30), (16, 2, 1, 30)]
 
 
+def test_an_interrupted_measurement_keeps_what_it_has(monkeypatch, tmp_path):
+    ended = []
+
+    class Racer:
+        peak_mib = 1.0
+
+        def __init__(self, contestant, options, folder):
+            self.turns = 0
+
+        def speed(self):
+            self.turns += 1
+            if self.turns == 3:
+                raise KeyboardInterrupt
+            return 1.0
+
+        def end(self):
+            ended.append(self)
+
+    monkeypatch.setattr(throughput, "Racer", Racer)
+    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+    options = dataclasses.replace(SMALL, contestants=("sac", "sac --compile"), rounds=9)
+    with pytest.raises(KeyboardInterrupt):
+        throughput.race(options, tmp_path / "a.csv")
+    rows = throughput.read(tmp_path / "a.csv")
+    turns = [[PRODUCTS, "sac", "sac --compile"], [PRODUCTS, "sac --compile", "sac"], [PRODUCTS]]
+    assert [row["contestant"] for row in rows] == sum(turns, [])
+    assert len(ended) == 2
+
+
 def test_comparison_has_medians_of_speeds_and_of_the_rounds_ratios(measured):
     table = throughput.comparison(throughput.read(measured))
     assert table.splitlines() == [
@@ -336,7 +454,7 @@ def test_comparison_has_medians_of_speeds_and_of_the_rounds_ratios(measured):
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| sac | 200 | 100 | 300 | 1.50 | 1.00 | 0.50 | 301 |",  # × SB3: of 2, 1.5 and 1
         "| sb3-sac | 200 | 50 | 200 | 1.00 | 0.50 | 0.50 | 301 |",
-        "| sbx-sac | 100 | 100 | 100 | 2.00 | 1.00 | 0.25 | 300 |",
+        "| sbx-sac | 100 | 100 | 100 | 2.00 | 1.00 | 0.25 | 301 |",
         "| sac's products alone: 580 MFLOP an update, 232 GFLOP/s "
         "| 400 | 400 | 400 | 2.00 | 4.00 | 1.00 |  |",
     ]
@@ -394,19 +512,21 @@ def test_report_prints_the_tables_of_a_file(measured, capsys):
 def test_our_scripts_end_to_end(tmp_path):
     """All three, measured as a user would. The timed steps cannot have taken longer than everything."""
     options = "--contestants ddpg td3 sac --env-id Pendulum-v1 --threads 1 --batch-size 16 --hidden-dim 16"
-    options += " --steps 200 --warm-up 100 --rounds 1 --csv measured.csv"
+    options += " --steps 100 --warm-up 100 --rounds 2 --csv measured.csv"
     started = time.perf_counter()
     result = run_benchmark(*options.split(), cwd=tmp_path)
     duration = time.perf_counter() - started
     assert result.returncode == 0, result.stderr
     rows = throughput.read(tmp_path / "measured.csv")
     assert throughput.comparison(rows) in result.stdout
-    assert [row["contestant"] for row in rows] == [PRODUCTS] * 3 + ["ddpg", "td3", "sac"]
-    assert sum(200 / row["steps_per_second"] for row in rows[3:]) < duration
-    for limit, ours in zip(rows[:3], rows[3:], strict=True):
-        assert limit["algorithm"] == ours["algorithm"]
-        assert 0 < ours["steps_per_second"] < limit["steps_per_second"]
-        assert 100 < ours["peak_mib"] < 2_000
+    contestants = [row["contestant"] for row in rows]
+    assert contestants == [*[PRODUCTS] * 3, "ddpg", "td3", "sac", *[PRODUCTS] * 3, "td3", "sac", "ddpg"]
+    limits = {row["algorithm"]: row["steps_per_second"] for row in rows if row["contestant"] == PRODUCTS}
+    ours = [row for row in rows if row["contestant"] != PRODUCTS]
+    assert sum(100 / row["steps_per_second"] for row in ours) < duration
+    for row in ours:
+        assert 0 < row["steps_per_second"] < limits[row["algorithm"]]
+        assert 100 < row["peak_mib"] < 2_000
     assert list(tmp_path.iterdir()) == [tmp_path / "measured.csv"]
 
 
@@ -432,7 +552,7 @@ def test_operators_are_sorted_by_kind(name, category):
 def test_profile_end_to_end():
     """Wide networks, so that the matrix products must be found; shares add up to the whole."""
     options = "--profile sac --env-id Pendulum-v1 --threads 1 --hidden-dim 512 --batch-size 128 --steps 20"
-    options += " --warm-up 10"
+    options += " --warm-up 10 --rounds 1"
     result = run_benchmark(*options.split())
     assert result.returncode == 0, result.stderr
     tables = [{}, {}]
