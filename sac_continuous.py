@@ -219,10 +219,10 @@ class Agent(nn.Module):
         self.target_entropy = -float(action_dim) if args.target_entropy is None else args.target_entropy
 
         self.actor_parameters = list(self.actor.parameters())
-        self.online_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
+        self.q_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
         self.target_parameters = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
         self.actor_optimizer = Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
-        self.q_optimizer = Adam(self.online_parameters, lr=args.q_lr, fused=True)
+        self.q_optimizer = Adam(self.q_parameters, lr=args.q_lr, fused=True)
         self.alpha_optimizer = Adam([self.log_alpha], lr=args.q_lr, fused=True)
 
     def start_episode(self) -> None:
@@ -243,7 +243,7 @@ class Agent(nn.Module):
         metrics = {"target_q": target_q.mean()}
         metrics |= {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
         metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
-        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.online_parameters))
+        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.q_parameters))
 
         loss, log_prob = actor_loss(batch.observations, self.actor, self.qf1, self.qf2, alpha)
         metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "std": self.actor.std.mean()}
@@ -256,7 +256,7 @@ class Agent(nn.Module):
         metrics["alpha"] = alpha
 
         if gradient_step % args.target_network_frequency == 0:
-            polyak(self.target_parameters, self.online_parameters, args.tau)
+            polyak(self.target_parameters, self.q_parameters, args.tau)
         return metrics
 
 

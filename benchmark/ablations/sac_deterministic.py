@@ -190,10 +190,10 @@ class Agent(nn.Module):
         self.qf2_target = deepcopy(self.qf2).requires_grad_(False)
 
         self.actor_parameters = list(self.actor.parameters())
-        self.online_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
+        self.q_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
         self.target_parameters = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
         self.actor_optimizer = Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
-        self.q_optimizer = Adam(self.online_parameters, lr=args.q_lr, fused=True)
+        self.q_optimizer = Adam(self.q_parameters, lr=args.q_lr, fused=True)
 
     def start_episode(self) -> None:
         """Nothing to do: the noise of this policy has no memory."""
@@ -214,14 +214,14 @@ class Agent(nn.Module):
         metrics = {"target_q": target_q.mean()}
         metrics |= {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
         metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
-        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.online_parameters))
+        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.q_parameters))
 
         loss = actor_loss(batch.observations, self.actor, self.qf1, self.qf2)
         metrics["actor_loss"] = loss.detach()
         descend(self.actor_optimizer, torch.autograd.grad(loss, self.actor_parameters))
 
         if gradient_step % args.target_network_frequency == 0:
-            polyak(self.target_parameters, self.online_parameters, args.tau)
+            polyak(self.target_parameters, self.q_parameters, args.tau)
         return metrics
 
 

@@ -226,11 +226,11 @@ class Agent(nn.Module):
 
         self.actor_parameters = list(self.actor.parameters())
         self.q_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
-        self.online_parameters = list(self.vf.parameters())
+        self.v_parameters = list(self.vf.parameters())
         self.target_parameters = list(self.vf_target.parameters())
         self.actor_optimizer = Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.q_parameters, lr=args.q_lr, fused=True)
-        self.v_optimizer = Adam(self.online_parameters, lr=args.q_lr, fused=True)
+        self.v_optimizer = Adam(self.v_parameters, lr=args.q_lr, fused=True)
 
     def start_episode(self) -> None:
         """Nothing to do: the noise of this policy has no memory."""
@@ -258,10 +258,10 @@ class Agent(nn.Module):
 
         vf_loss, vf_values = value_loss(batch.observations, self.vf, soft_values)
         metrics |= {"vf_values": vf_values.mean(), "vf_loss": vf_loss.detach()}
-        descend(self.v_optimizer, torch.autograd.grad(vf_loss, self.online_parameters))
+        descend(self.v_optimizer, torch.autograd.grad(vf_loss, self.v_parameters))
 
         if gradient_step % args.target_network_frequency == 0:
-            polyak(self.target_parameters, self.online_parameters, args.tau)
+            polyak(self.target_parameters, self.v_parameters, args.tau)
         return metrics
 
 
