@@ -744,7 +744,7 @@ def profile(options: Options) -> list[dict[str, float]]:
     import torch
     import tyro
 
-    on_gpu, steps = options.device == "cuda", options.rounds * options.steps
+    on_gpu, steps = options.device == "cuda", options.steps
     profiler, spent, marks = None, Counter(), []
 
     def timed(part: str, function):

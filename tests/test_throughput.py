@@ -552,7 +552,7 @@ def test_operators_are_sorted_by_kind(name, category):
 def test_profile_end_to_end():
     """Wide networks, so that the matrix products must be found; shares add up to the whole."""
     options = "--profile sac --env-id Pendulum-v1 --threads 1 --hidden-dim 512 --batch-size 128 --steps 20"
-    options += " --warm-up 10 --rounds 1"
+    options += " --warm-up 10"
     result = run_benchmark(*options.split())
     assert result.returncode == 0, result.stderr
     tables = [{}, {}]
