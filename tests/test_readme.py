@@ -4,9 +4,11 @@ python tests/test_readme.py        write the map of the equations anew, after li
 """
 
 import ast
+import csv
 import importlib
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,28 @@ def test_tables_are_those_of_the_committed_results():
     assert written == plot.write_tables(runs, reference)
     _, _, rest = README.read_text(encoding="utf-8").partition(OVERVIEW)
     assert rest.partition(END_OF_OVERVIEW)[0] == overview()
+
+
+def test_the_causes_are_those_of_the_runs():
+    """The table of benchmark/README.md against causes/ and results/: evaluations with and without flags."""
+
+    def final(folder: Path) -> str:
+        with open(folder / "evaluations.csv", newline="") as file:
+            rows = [(int(row["global_step"]), float(row["episodic_return"])) for row in csv.DictReader(file)]
+        value = statistics.mean(value for step, value in rows if step > rows[-1][0] - 25_000)
+        return f"{value:,.0f}".replace("-", "−")
+
+    measured = []
+    for path in (ROOT / "benchmark" / "causes").glob("*/*/seed1"):
+        algorithm, task = path.parent.parent.name.partition("_")[0], path.parent.name
+        plain = ROOT / "benchmark" / "results" / algorithm / task / "seed1"
+        measured.append((task.removesuffix("-v4"), algorithm.upper(), final(path), final(plain)))
+    text = (ROOT / "benchmark" / "README.md").read_text(encoding="utf-8")
+    _, _, text = text.partition("| Task | Flags | Final evaluation |")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n\n")[0].splitlines()[2:]
+    ]
+    assert sorted((task, flags.split()[0], *values[:2]) for task, flags, *values in rows) == sorted(measured)
 
 
 if __name__ == "__main__":

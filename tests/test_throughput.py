@@ -508,6 +508,12 @@ def test_report_prints_the_tables_of_a_file(measured, capsys):
     assert "medians of 3 rounds" in output
 
 
+@pytest.mark.parametrize("name", ["throughput.csv", "throughput_1_thread.csv"])
+def test_the_readme_has_the_tables_of_what_was_measured(name):
+    text = (ROOT / "benchmark" / "README.md").read_text(encoding="utf-8")
+    assert throughput.comparison(throughput.read(ROOT / "benchmark" / name)) in text
+
+
 # ======== End to end ========
 def test_our_scripts_end_to_end(tmp_path):
     """All three, measured as a user would. The timed steps cannot have taken longer than everything."""
