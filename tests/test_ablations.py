@@ -147,7 +147,7 @@ def test_e1_targets_start_equal(module):
     assert {name.split(".")[0] for name in targets} == expected
     for name in targets:
         assert torch.equal(state[name], state[name.replace("_target", "")])
-    assert not torch.equal(state["qf1.net.0.weight"], state["qf2.net.0.weight"])
+    assert not torch.equal(state["qf1.hidden.0.weight"], state["qf2.hidden.0.weight"])
 
 
 def value_network():

@@ -54,13 +54,13 @@ def critics(script, batch):
     qf1, qf2 = network(script.QNetwork), network(script.QNetwork)
     with torch.no_grad():
         gaps = qf2(batch.next_observations, batch.actions) - qf1(batch.next_observations, batch.actions)
-        qf2.net[-1].bias.sub_(gaps.median())
+        qf2.head.bias.sub_(gaps.median())
     return qf1, qf2
 
 
 def by_hand(module, values):
     """The output of a network for one row of numbers, summed one product at a time."""
-    layers = [layer for layer in module.net if isinstance(layer, torch.nn.Linear)]
+    layers = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
     for depth, layer in enumerate(layers):
         rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
         values = [b + sum(w * v for w, v in zip(row, values, strict=True)) for row, b in rows]
@@ -298,7 +298,7 @@ def test_e1_targets_start_equal(script):
     for name in targets:
         assert torch.equal(state[name], state[name.replace("_target", "")])
     if script is not ddpg:
-        assert not torch.equal(state["qf1.net.0.weight"], state["qf2.net.0.weight"])
+        assert not torch.equal(state["qf1.hidden.0.weight"], state["qf2.hidden.0.weight"])
 
 
 # E2, E6, E10: targets of the temporal difference
@@ -370,7 +370,7 @@ def test_e6_without_the_fixes_is_e2_and_with_each_one_is_not():
     batch, actor = transitions(td3), network(td3.Actor)
     qf1, qf2 = network(td3.QNetwork), network(td3.QNetwork)
     with torch.no_grad():
-        qf2.net[-1].bias.sub_(5)  # so that the smaller one is the second one
+        qf2.head.bias.sub_(5)  # so that the smaller one is the second one
     plain = ddpg.td_target(batch, actor, qf1, ddpg.Args())
     off = {"policy_noise": 0.0, "clipped_double_q": False}
     assert td3.td_target(batch, actor, qf1, qf2, td3.Args(**off)).tolist() == pytest.approx(

@@ -322,7 +322,7 @@ def test_each_fix_of_td3_alone_changes_the_update(fix):
     off = {"policy_frequency": 1, "policy_noise": 0.0, "clipped_double_q": False}
     plain, fixed = make_agent(td3, **RATES, **off), make_agent(td3, **RATES, **off | fix)
     for agent in (plain, fixed):
-        agent.qf2_target.net[-1].bias.sub_(5)  # so that the second critic's value is the smaller one
+        agent.qf2_target.head.bias.sub_(5)  # so that the second critic's value is the smaller one
     for gradient_step in range(1, 4):
         for agent in (plain, fixed):
             agent.update(transitions(td3, seed=gradient_step), gradient_step)
