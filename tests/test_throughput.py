@@ -78,9 +78,7 @@ def test_operations_are_those_of_the_scripts(script):
     def matrix_vector(matrix, vector, **_) -> int:
         return 2 * matrix[0] * matrix[1]
 
-    def outer(
-        left, right, **_
-    ) -> int:  # a gradient of the product with a vector
+    def outer(left, right, **_) -> int:  # a gradient of the product with a vector
         return 2 * left[0] * right[0] if left[1:] == (1,) and len(right) == 1 else 0
 
     # PyTorch counts the products of two matrices only.
