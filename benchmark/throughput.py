@@ -702,7 +702,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def report(path: Path) -> None:
     """Prints the tables of a CSV file; draws the figure, under the same name, if it is of --scaling."""
-    rows = read(path)
+    rows = read(path) if path.exists() else []
     if not rows:
         raise SystemExit(f"{path} holds no measurements")
     turns = len({row["round"] for row in rows})
