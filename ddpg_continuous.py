@@ -67,13 +67,13 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps; 100,000 already show whether returns rise
     gamma: float = 0.99  # discount γ: what comes later than 1/(1-γ) steps hardly counts
     tau: float = 0.005  # Polyak step τ of the targets (E1); larger is faster and less stable
-    target_network_frequency: int = 1  # gradient steps between target updates; 200 with --tau 1 copies hard
+    target_network_frequency: int = 1  # targets move at its multiples, if due; 200 with --tau 1 copies hard
     batch_size: int = 256  # transitions in a minibatch
     buffer_size: int = 1_000_000  # transitions kept for replay, the latest; lower it if memory is short
     hidden_dim: int = 256  # width of the two hidden layers of every network
     train_frequency: int = 1  # environment steps between gradient phases
     gradient_steps: int = 1  # updates in a gradient phase: more learn more from each step, and cost more
-    eval_frequency: int = 10_000  # steps between noise-free evaluations; 0 for none
+    eval_frequency: int = 10_000  # steps between noise-free evaluations; 0 for none, as endless tasks need
     eval_episodes: int = 10  # episodes in an evaluation, from the same seeds every time
     log_frequency: int = 1_000  # steps between the rows of losses.csv and timing.csv
     exp_name: str = Path(__file__).stem  # names the run in the default --run-dir
@@ -259,7 +259,7 @@ def make_env(env_id: str, **options) -> gym.Env:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
     warnings.filterwarnings("ignore", message=".*is out of date")  # the v4 tasks are meant
     mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
-    with one_line(f"--env-id {env_id}", gym.error.Error, ImportError, fatal=True):
+    with one_line(f"--env-id {env_id}", gym.error.Error, ImportError, ValueError, fatal=True):
         env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id, **options))
     box, seen = env.action_space, env.observation_space
     bounded = isinstance(box, gym.spaces.Box) and box.is_bounded()
@@ -283,18 +283,19 @@ def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
-    """Returns of noise-free episodes, from the same starts for the same seed; draws no random numbers."""
-    returns = []
+    """Returns of noise-free episodes, from the same starts for the same seed; random generators stay."""
+    returns, state = [], np.random.get_state()
     for episode in range(episodes):
         observation, info = env.reset(seed=seed + episode)
         while "episode" not in info:
             observation, *_, info = env.step(act(actor, observation, device))
         returns.append(float(info["episode"]["r"]))
+    np.random.set_state(state)
     return returns
 
 
 # ======== 9. Logging: shared ========
-def refuse(condition, reason: str) -> None:
+def refuse(condition: object, reason: str) -> None:
     """Where the condition holds, ends the program with one line and exit status 2."""
     if condition:
         tqdm.write(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
@@ -321,12 +322,13 @@ class Run:
         old = json.loads(path.read_text())["args"] if path.exists() else {}
         refuse(old and not args.resume, f"--run-dir {self.dir} already holds a run; --resume continues it")
         free = ("run", "exp_", "resume", "checkpoint", "capture", "video", "watch", "track", "wandb", "total")
-        changed = [k for k, v in old.items() if v != vars(args).get(k) and not k.startswith(free)]
+        new = old and vars(args)
+        changed = [k for k in old | new if old.get(k) != new.get(k) and not k.startswith(free)]
         changed += ["total_timesteps"] * (args.total_timesteps < old.get("total_timesteps", 0))
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
         refuse(changed, f"--resume: {flags} was different in {path}")
-        self.dir.mkdir(parents=True, exist_ok=True)
-        with one_line(f"--run-dir {self.dir} is in use by another process", sqlite3.Error, fatal=True):
+        with one_line(f"--run-dir {self.dir} is in use or no folder", OSError, sqlite3.Error, fatal=True):
+            self.dir.mkdir(parents=True, exist_ok=True)
             self.lock = sqlite3.connect(self.dir / "lock", timeout=0).execute("BEGIN EXCLUSIVE")
         self.saved = load_checkpoint(self.dir, repair=True)
         git = f'git -C "{Path(__file__).resolve().parent}" describe --always --dirty --abbrev=40'
@@ -341,7 +343,9 @@ class Run:
         self.wandb_id = self.saved.get("wandb_id") or os.urandom(4).hex()
         for name in ("episodes.csv", "evaluations.csv", "losses.csv", "timing.csv"):
             with open(self.dir / name, "ab") as file:
-                file.truncate(self.saved.get("csv_bytes", {}).get(name, 0))  # later rows will come again
+                size = self.saved.get("csv_bytes", {}).get(name, 0)
+                refuse(file.tell() < size, f"--resume: {file.name} is shorter than it was at the checkpoint")
+                file.truncate(size)  # later rows will come again
 
     def write(self, path: str, global_step: int, row: dict[str, float]) -> None:
         """Appends a row to {name}.csv, where path is {wandb's prefix}/{name}; columns' names come first."""
@@ -378,6 +382,9 @@ class Run:
         state |= {"global_step": global_step, "wandb_id": self.wandb_id}
         state["csv_bytes"] = {file.name: file.stat().st_size for file in self.dir.glob("*.csv")}
         with one_line(f"step {global_step}: no checkpoint", OSError, RuntimeError):  # torch's for a full disk
+            for path_of_rows in self.dir.glob("*.csv"):
+                with open(path_of_rows, "ab") as file:  # or after a power cut it may be shorter than that
+                    os.fsync(file.fileno())
             with open(new, "wb") as file:
                 torch.save(state, file)
                 os.fsync(file.fileno())
@@ -405,8 +412,8 @@ def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
 # ======== 11. Watching: shared ========
 def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list | None:
     """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
-    with one_line(f"cannot show {env_id}, for which MuJoCo needs libegl1 or libosmesa6", Exception):
-        if folder:
+    with one_line(f"cannot show {env_id}; MuJoCo needs libegl1 or libosmesa6", Exception, SystemExit):
+        if folder and sys.platform == "linux":
             os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
         env = make_env(env_id, render_mode="rgb_array" if folder else "human")
         if renderer := getattr(env.unwrapped, "mujoco_renderer", None):
@@ -420,10 +427,11 @@ def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | Non
 
 def watch(args: Args) -> None:
     """Plays the policy of the run in --watch in a window or, without a display, into mp4 files."""
+    check(args)
     run_dir, cpu = Path(args.watch), torch.device("cpu")
-    saved = load_checkpoint(run_dir)
-    refuse(not saved, f"--watch {run_dir}: no checkpoint there")
-    old = json.loads((run_dir / "args.json").read_text())["args"]
+    saved, path = load_checkpoint(run_dir), run_dir / "args.json"
+    refuse(not saved or not path.exists(), f"--watch {run_dir}: no run with a checkpoint there")
+    old = json.loads(path.read_text())["args"]
     refuse(old.keys() != vars(args).keys(), f"--watch {run_dir}: that run is another script's")
     agent = Agent(*saved["dimensions"], Args(**old))
     agent.load_state_dict(saved["agent"])
@@ -442,14 +450,14 @@ def check(args: Args) -> None:
     for name, value in vars(args).items():
         if type(value) in (int, float):
             least = -(2**32) if name == "target_entropy" else 0 if name.endswith(zero) else math.ulp(0)
-            most = 1 if name.endswith(one) else 2**32 - 1 if name == "seed" else 2**63
+            most = 1 if name.endswith(one) else {"seed": 2**32 - 1, "threads": 2**10}.get(name, 2**63)
             refuse(not least <= value <= most, f"--{name.replace('_', '-')} {value} is out of range")
     batch, size = args.batch_size, args.buffer_size
     refuse(batch > size, f"--batch-size {batch} is more than --buffer-size {size} can hold")
     refuse(args.cuda and not torch.cuda.is_available(), "--cuda: PyTorch finds no CUDA device here")
     compiler = any(map(shutil.which, ("c++", os.environ.get("CXX", "cl"))))
     refuse(args.compile and not compiler, "--compile: there is no C++ compiler on the PATH")
-    refuse(args.resume and args.run_dir is None, "--resume needs the --run-dir of the run")
+    refuse(args.resume and not args.run_dir, "--resume needs the --run-dir of the run")
 
 
 def train(args: Args) -> Path:
@@ -458,6 +466,7 @@ def train(args: Args) -> Path:
     device, steps = torch.device("cuda" if args.cuda else "cpu"), args.total_timesteps
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
     products, precision = torch.backends.mkldnn.matmul, "ieee"
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
@@ -471,8 +480,6 @@ def train(args: Args) -> Path:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     memory = torch.cuda.mem_get_info()[1] if args.cuda else memory
     refuse(needed > memory, f"--buffer-size needs {needed:,} bytes of the {memory:,} there are")
-    run = Run(args)
-    saved = run.saved
 
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -481,6 +488,8 @@ def train(args: Args) -> Path:
     generator, uniform = env.unwrapped.np_random.bit_generator, env.action_space.np_random.bit_generator
     agent = Agent(obs_dim, action_dim, args).to(device)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    run = Run(args)
+    saved = run.saved
     update = agent.update
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would split the graph
@@ -499,10 +508,11 @@ def train(args: Args) -> Path:
         torch.cuda.set_rng_state_all(saved["cuda"])
     # The generator's state before a reset and the actions since determine the environment's state. So a run
     # may stop anywhere: on resuming, its last episode is played again up to there.
-    episode_start, actions = generator.state, saved.get("actions", [])
+    episode_start = generator.state, np.random.get_state()
+    actions = list(saved["actions"].numpy()) if saved else []
     observation, _ = env.reset()
     for action in actions:
-        observation, *_ = env.step(action.numpy())
+        observation, *_ = env.step(action)
 
     signals, stopping, filming = [], False, args.capture_video  # a signal asks for a checkpoint and an end
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
@@ -519,8 +529,8 @@ def train(args: Args) -> Path:
         action = act(agent.explore, observation, device) if learning else env.action_space.sample()
         next_observation, reward, terminated, truncated, info = env.step(action)
         buffer.add(observation, action, next_observation, reward, terminated)
-        actions.append(torch.from_numpy(action))
-        seen = observation.sum() + next_observation.sum()
+        actions.append(action)
+        seen = observation.sum(dtype=float) + next_observation.sum(dtype=float)
         checked = {"observation": seen, "action": action.sum(), "reward": reward}
         observation = next_observation
         bar.update()
@@ -534,7 +544,8 @@ def train(args: Args) -> Path:
         products.fp32_precision = "ieee"  # for acting, as MKL is the faster with a single row
         stopping = bool(signals)
         saving = stopping or global_step == steps or global_step % (args.checkpoint_frequency or steps) == 0
-        if saving or not all(map(math.isfinite, checked.values())):
+        evaluating = global_step % (args.eval_frequency or math.inf) == 0
+        if saving or evaluating or not all(map(math.isfinite, checked.values())):
             checked |= {name: value.sum() for name, value in agent.state_dict().items()}
         if broken := [name for name, value in checked.items() if not math.isfinite(value)]:
             raise FloatingPointError(f"step {global_step}: not finite: {', '.join(broken)}")
@@ -543,10 +554,10 @@ def train(args: Args) -> Path:
             latest["return"] = float(info["episode"]["r"])
             row = {"episodic_return": latest["return"], "episodic_length": info["episode"]["l"]}
             run.write("charts/episodes", global_step, row)
-            episode_start, actions = generator.state, []
+            episode_start, actions = (generator.state, np.random.get_state()), []
             observation, _ = env.reset()
             agent.start_episode()
-        if args.eval_frequency and global_step % args.eval_frequency == 0:
+        if evaluating:
             returns = evaluate(agent.actor, eval_env, args.eval_episodes, eval_seed, device)
             latest["evaluation"] = float(np.mean(returns))
             row = {"episodic_return": latest["evaluation"], "episodic_return_std": float(np.std(returns))}
@@ -576,19 +587,22 @@ def train(args: Args) -> Path:
                 run.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
         if saving:
             state = {name: part.state_dict() for name, part in {"agent": agent, **optimizers}.items()}
-            state |= {"dimensions": (obs_dim, action_dim), "added": buffer.added, "actions": actions}
+            state |= {"dimensions": (obs_dim, action_dim), "added": buffer.added}
+            state["actions"] = torch.from_numpy(np.array(actions, np.float32))
             state["progress"] = (gradient_step, time.perf_counter() - started, latest, metrics)
-            filled = buffer.rows.numpy(force=True)[: buffer.added]  # as torch saves all that a slice is of
+            filled = buffer.rows[: buffer.added].numpy(force=True)  # as torch saves all that a slice is of
             state |= {"rows": torch.from_numpy(filled), "torch": torch.get_rng_state()}
-            kind, words, *rest = np.random.get_state()
-            state |= {"environment": (episode_start, uniform.state), "numpy": (kind, words.tolist(), *rest)}
-            state["cuda"] = torch.cuda.get_rng_state_all() if args.cuda else []
+            own, (kind, words, *rest) = episode_start
+            state |= {"environment": (own, uniform.state), "numpy": (kind, words.tolist(), *rest)}
+            state["cuda"] = [torch.cuda.get_rng_state()] if args.cuda else []
             run.save(global_step, state)
 
     bar.close()
     run.lock.connection.close()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"{global_step:,} of {steps:,} steps are done; the results are in {run.dir}")
-    if signals:
+    if global_step < steps:
         sys.exit(128 + signals[0])
     return run.dir
 
