@@ -508,7 +508,7 @@ def train(args: Args) -> Path:
             part.load_state_dict(deepcopy(saved[name]))  # a copy, as Adam would go on in the mapped file
         buffer.rows[: len(saved["rows"])], buffer.added = saved["rows"], saved["added"]
         generator.state, uniform.state = saved["environment"]
-        np.random.set_state(saved["numpy"])
+        np.random.set_state(saved["numpy"][0])
         torch.set_rng_state(saved["torch"])
         torch.cuda.set_rng_state_all(saved["cuda"])
     # The generator's state before a reset and the actions since determine the environment's state. So a run
@@ -518,6 +518,7 @@ def train(args: Args) -> Path:
     observation, _ = env.reset()
     for action in actions:
         observation, *_ = env.step(action)
+    np.random.set_state(saved["numpy"][1] if saved else np.random.get_state())
 
     signals, stopping, filming = [], False, args.capture_video  # a signal asks for a checkpoint and an end
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
@@ -597,8 +598,9 @@ def train(args: Args) -> Path:
             state["progress"] = (gradient_step, time.perf_counter() - started, latest, metrics)
             filled = buffer.rows[: buffer.added].numpy(force=True)  # as torch saves all that a slice is of
             state |= {"rows": torch.from_numpy(filled), "torch": torch.get_rng_state()}
-            own, (kind, words, *rest) = episode_start
-            state |= {"environment": (own, uniform.state), "numpy": (kind, words.tolist(), *rest)}
+            numpy = episode_start[1], np.random.get_state()
+            state["numpy"] = [(kind, words.tolist(), *rest) for kind, words, *rest in numpy]
+            state["environment"] = episode_start[0], uniform.state
             state["cuda"] = [torch.cuda.get_rng_state()] if args.cuda else []
             run.save(global_step, state)
 

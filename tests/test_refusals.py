@@ -58,6 +58,7 @@ def space(observations: spaces.Space | None = None, actions: spaces.Space | None
         ("Hopper-v2", ["Hopper-v2"]),
         ("Nowhere/Hopper-v4", ["Nowhere"]),
         ("no_such_module:Hopper-v4", ["no_such_module"]),
+        ("a:b:c", ["a:b:c"]),
         ("", ["--env-id"]),
         ("Hopper v4", ["Hopper v4"]),
     ],
@@ -232,6 +233,39 @@ def test_an_empty_folder_that_exists_is_used(script, tmp_path):
     run_dir = quick_train(script, tmp_path / "run", total_timesteps=65)
     assert (run_dir / "args.json").exists()
     assert (run_dir / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("run_dir", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made(script, run_dir, tmp_path, refusal):
+    (tmp_path / "file").write_text("mine")
+    assert f"--run-dir {run_dir}" in refusal(script, run_dir=run_dir)
+
+
+def test_no_folder_to_resume_in(script, refusal):
+    assert "--run-dir" in refusal(script, run_dir="", resume=True)
+
+
+def test_arguments_that_one_of_two_scripts_has(script, tmp_path, refusal):
+    """Another script's run, or one of a copy that has a flag less, is not gone on with."""
+    run_dir = quick_train(script, tmp_path / "run", total_timesteps=65)
+    old = json.loads((run_dir / "args.json").read_text())
+    del old["args"]["tau"]
+    (run_dir / "args.json").write_text(json.dumps(old))
+    same = json.loads((run_dir / "args.json").read_text())["args"] | {"resume": True, "run_dir": "run"}
+    assert "--resume: --tau was different" in refusal(script, **same)
+
+
+def test_rows_that_were_lost(script, tmp_path, capfd):
+    """After a power cut a file may be shorter than the checkpoint counts on: nothing is made up for it."""
+    run_dir = quick_train(script, tmp_path / "run", total_timesteps=100)
+    path = run_dir / "losses.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as end:
+        quick_train(script, run_dir, resume=True)
+    assert end.value.code == 2
+    assert "losses.csv is shorter" in capfd.readouterr().err
+    assert path.read_bytes() == before
 
 
 # ---- From the command line ----

@@ -24,11 +24,12 @@ import types
 from itertools import pairwise
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SCRIPTS, run
-from test_environment import COUNTER, Counter, Steady, quick_train, register, rows
+from test_environment import COUNTER, Counter, Steady, process_as_it_was, quick_train, register, rows
 
 RECORD = ("episodes.csv", "evaluations.csv", "losses.csv")  # the same bytes for the same seed
 LOSSES = {  # what losses.csv has besides global_step
@@ -78,6 +79,31 @@ def test_equal_seeds_give_equal_bytes_in_two_processes(tmp_path, monkeypatch):
         runs.append(record(folder / "run"))
     assert all(len(content) > 80 for content in runs[0].values())
     assert runs[0] == runs[1]
+
+
+class Dice(Steady):
+    """An environment of the old kind: it draws from NumPy's global generator, at resets and at steps."""
+
+    def reset(self, *, seed=None, options=None):
+        self.length = np.random.randint(5, 9)
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        _, reward, *_ = super().step(action)
+        return np.float32([np.random.random()]), reward, self.steps == self.length, False, {}
+
+
+def test_an_environment_that_draws_from_numpys_generator(script, tmp_path):
+    """It goes on as it would have, wherever the run was stopped; evaluations leave the generator alone."""
+    options = {"env_id": register(Dice), "log_frequency": 1}
+    whole = record(quick_train(script, tmp_path / "whole", **options))
+    for steps in (33, 94, 130):
+        quick_train(script, tmp_path / "parts", **options, resume=True, total_timesteps=steps)
+    assert record(tmp_path / "parts") == whole
+    evaluated = record(quick_train(script, tmp_path / "evaluated", **options, eval_frequency=9))
+    assert [evaluated[name] for name in RECORD if name != "evaluations.csv"] == [
+        whole[name] for name in RECORD if name != "evaluations.csv"
+    ]
 
 
 # ---- Flags ----
@@ -599,6 +625,75 @@ def test_a_broken_parameter_stops_the_run(script, network, when, tmp_path, monke
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)["agent"]
         assert all(values.isfinite().all() for values in saved.values())
+
+
+def test_a_broken_actor_is_not_evaluated(script, tmp_path, monkeypatch):
+    update = script.Agent.update
+
+    def breaking(self, batch, gradient_step):
+        metrics = update(self, batch, gradient_step)
+        if gradient_step == 10:  # at step 70
+            next(self.actor.parameters()).data.view(-1)[0] = math.nan
+        return metrics
+
+    monkeypatch.setattr(script.Agent, "update", breaking)
+    stops(script, tmp_path / "run", (70,), "actor", env_id=COUNTER, eval_frequency=35)
+    assert [row["global_step"] for row in rows(tmp_path / "run" / "evaluations.csv")] == [35]
+
+
+class Large(Steady):
+    """Finite observations whose sum their own type cannot hold."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 1000, (200,), np.float16)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.full(200, 400, np.float16), {}
+
+    def step(self, action):
+        return np.full(200, 400, np.float16), *super().step(action)[1:]
+
+
+def test_large_observations_are_finite(script, tmp_path):
+    quick_train(script, tmp_path / "run", env_id=register(Large))
+
+
+class Blind(Steady):
+    """One that cannot be drawn, and says so with an error that refuses a task at the start."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        if render_mode:
+            raise ImportError("no viewer")
+
+
+def test_a_task_that_cannot_be_drawn_is_trained(script, tmp_path, capfd):
+    run_dir = quick_train(
+        script, tmp_path / "run", env_id=register(Blind), capture_video=True, video_frequency=50
+    )
+    assert (run_dir / "checkpoint.pt").exists()
+    assert "no viewer" in capfd.readouterr().err
+
+
+def test_a_signal_during_the_last_evaluation_comes_too_late(script, tmp_path, monkeypatch):
+    """The run is finished, says so by its exit status, and leaves no signal handlers."""
+    evaluate = script.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(script, "evaluate", interrupted)
+    quick_train(script, tmp_path / "run", eval_frequency=130)
+    assert len(rows(tmp_path / "run" / "evaluations.csv")) == 1
+    with process_as_it_was():
+        args = script.Args(env_id=COUNTER, total_timesteps=9, batch_size=8, buffer_size=99, cuda=False)
+        args.run_dir, args.threads = str(tmp_path / "second"), 1
+        script.train(args)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 BROKEN = """

@@ -215,7 +215,7 @@ def test_watch_a_run_that_goes_on(name, tmp_path):
     assert not differences(run_dir, results(tmp_path / "alone"))
 
 
-NOTHING = ["no folder", "an empty folder", "no checkpoint yet", "another script's run"]
+NOTHING = ["no folder", "an empty folder", "no checkpoint yet", "no args.json", "another script's run"]
 
 
 @pytest.mark.parametrize("what", NOTHING)
@@ -228,6 +228,9 @@ def test_nothing_to_watch(name, what, trained, tmp_path):
         copy(trained(name), run_dir)
         for path in run_dir.glob("*.pt"):
             path.unlink()
+    elif what == "no args.json":
+        copy(trained(name), run_dir)
+        (run_dir / "args.json").unlink()
     elif what == "another script's run":
         copy(trained(SCRIPTS[SCRIPTS.index(name) - 1]), run_dir)
     before = contents(run_dir)
@@ -236,6 +239,13 @@ def test_nothing_to_watch(name, what, trained, tmp_path):
     assert "--watch" in output
     assert contents(run_dir) == before
     assert run_dir.exists() == (what != "no folder")
+
+
+def test_no_episode_to_watch(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script.watch(script.Args(watch="run", watch_episodes=0, cuda=False))
+    assert end.value.code == 2
+    assert "--watch-episodes 0 is out of range" in capsys.readouterr().err
 
 
 # ---- Videos of a training
