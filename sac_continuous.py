@@ -244,7 +244,7 @@ class Agent(nn.Module):
         metrics = {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
         metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
         descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.q_parameters))
-        metrics["target_q"] = target_q.mean()
+        metrics["target_q"] = target_q.mean()  # below, as --compile gives up on a rest without tensors
 
         loss, log_prob = actor_loss(batch.observations, self.actor, self.qf1, self.qf2, alpha)
         metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "std": self.actor.std.mean()}
@@ -355,11 +355,10 @@ class Run:
         old = json.loads(path.read_text())["args"] if path.exists() else {}
         refuse(old and not args.resume, f"--run-dir {self.dir} already holds a run; --resume continues it")
         free = ("run", "exp_", "resume", "checkpoint", "capture", "video", "watch", "track", "wandb", "total")
-        new = old and vars(args)
-        changed = [k for k in old | new if old.get(k) != new.get(k) and not k.startswith(free)]
+        changed = [k for k in old | vars(args) if old.get(k) != vars(args).get(k) and not k.startswith(free)]
         changed += ["total_timesteps"] * (args.total_timesteps < old.get("total_timesteps", 0))
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        refuse(changed, f"--resume: {flags} was different in {path}")
+        refuse(old and changed, f"--resume: {flags} was different in {path}")
         with one_line(f"--run-dir {self.dir} is in use or no folder", OSError, sqlite3.Error, fatal=True):
             self.dir.mkdir(parents=True, exist_ok=True)
             self.lock = sqlite3.connect(self.dir / "lock", timeout=0).execute("BEGIN EXCLUSIVE")
@@ -412,12 +411,12 @@ class Run:
     def save(self, global_step: int, state: dict) -> None:
         """Puts a checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
         path, previous, new = (self.dir / f"checkpoint.{suffix}" for suffix in ("pt", "previous.pt", "new"))
-        state |= {"global_step": global_step, "wandb_id": self.wandb_id}
-        state["csv_bytes"] = {file.name: file.stat().st_size for file in self.dir.glob("*.csv")}
+        state |= {"global_step": global_step, "wandb_id": self.wandb_id, "csv_bytes": {}}
         with one_line(f"step {global_step}: no checkpoint", OSError, RuntimeError):  # torch's for a full disk
-            for path_of_rows in self.dir.glob("*.csv"):
-                with open(path_of_rows, "ab") as file:  # or after a power cut it may be shorter than that
-                    os.fsync(file.fileno())
+            for record in self.dir.glob("*.csv"):
+                with open(record, "ab") as file:
+                    os.fsync(file.fileno())  # a power cut must not make it shorter than is said here
+                    state["csv_bytes"][record.name] = file.tell()
             with open(new, "wb") as file:
                 torch.save(state, file)
                 os.fsync(file.fileno())
@@ -546,7 +545,8 @@ def train(args: Args) -> Path:
     observation, _ = env.reset()
     for action in actions:
         observation, *_ = env.step(action)
-    np.random.set_state(saved["numpy"][1] if saved else np.random.get_state())
+    if saved:
+        np.random.set_state(saved["numpy"][1])
 
     signals, stopping, filming = [], False, args.capture_video  # a signal asks for a checkpoint and an end
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))

@@ -126,6 +126,7 @@ def impossible_numbers() -> list:
                 values += [] if field.name in MAY_BE_NEGATIVE else [-1]
                 values += [] if field.name in MAY_BE_ZERO else [0]
                 values += [1.001] if field.name in AT_MOST_ONE else []
+                values += [1025] if field.name == "threads" else []
             cases += [
                 pytest.param(name, field.name, value, id=f"{name}-{field.name}={value}") for value in values
             ]

@@ -106,6 +106,21 @@ def test_an_environment_that_draws_from_numpys_generator(script, tmp_path):
     ]
 
 
+def test_an_agent_that_draws_from_numpys_generator(script, tmp_path, monkeypatch):
+    """Stopped in the middle of an episode, it draws next what it would have drawn."""
+    explore = script.Agent.explore
+
+    def noise(self, observation):
+        return explore(self, observation) * np.random.random()
+
+    monkeypatch.setattr(script.Agent, "explore", noise)
+    options = {"env_id": register(Steady), "log_frequency": 1}
+    whole = record(quick_train(script, tmp_path / "whole", **options))
+    for steps in (67, 94, 130):  # an episode has four steps
+        quick_train(script, tmp_path / "parts", **options, resume=True, total_timesteps=steps)
+    assert record(tmp_path / "parts") == whole
+
+
 # ---- Flags ----
 
 
