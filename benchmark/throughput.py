@@ -721,7 +721,7 @@ def report(path: Path) -> None:
 PARTS = {"acting": "Agent.explore", "storing": "ReplayBuffer.add", "sampling": "ReplayBuffer.sample"}
 PARTS |= {"update": "Agent.update"}
 MATRIX_PRODUCT = re.compile(r"aten::(_?addmm|mm|baddbmm|bmm|addmv|mv)(_|$)|linear_pointwise|gemm|cutlass")
-OPTIMIZER = re.compile(r"Optimizer\.|_fused_adam|FusedAdam|multi_tensor|lerp")  # lerp moves the targets
+OPTIMIZER = re.compile(r"_fused_adam|FusedAdam|multi_tensor|_foreach")  # a foreach moves the targets, too
 
 
 def category(name: str) -> str:

@@ -397,8 +397,8 @@ def test_updates_equal_the_reference(module, frequency):
         test_update.test_every_learning_parameter_has_one_optimizer,
     ],
 )
-def test_gradients_land_where_they_should(module, check):
-    check(module)
+def test_gradients_land_where_they_should(module, check, monkeypatch):
+    check(module, monkeypatch) if "monkeypatch" in check.__code__.co_varnames else check(module)
 
 
 def test_targets_change_by_e1_alone(module):

@@ -23,7 +23,8 @@ def learn(script, device: str, compiled: bool, noise: torch.Tensor, monkeypatch)
         batches.append(script.Batch(observations, actions, rewards, next_observations, rewards.gt(1).float()))
     drawn = noise.to(device)
     monkeypatch.setattr(torch, "randn_like", lambda tensor: drawn[: len(tensor)])  # no generator is the same
-    update = torch.compile(agent.update) if compiled else agent.update
+    options = {"cpp_wrapper": True, "pattern_matcher": False, "size_asserts": False}  # as train has them
+    update = torch.compile(agent.update, options=options) if compiled else agent.update
     history = []
     for step, batch in enumerate(batches, 1):
         with torch._dynamo.config.patch(trace_autograd_ops=True):
@@ -53,10 +54,7 @@ def test_compiled_updates_match_eager_ones(script, noise, monkeypatch):
     torch._dynamo.utils.counters.clear()
     eager = learn(script, "cpu", False, noise, monkeypatch)
     compare(learn(script, "cpu", True, noise, monkeypatch), eager)
-    breaks = torch._dynamo.utils.counters["graph_break"]
-    assert all("function descend" in reason for reason in breaks), "a loss and its gradient: one graph"
-    optimizers = [name for name in vars(script.Agent(1, 1, script.Args())) if name.endswith("_optimizer")]
-    assert sum(breaks.values()) >= len(optimizers), "what follows a step is compiled as well"
+    assert not torch._dynamo.utils.counters["graph_break"], "an update is one graph"
     moved = [name for name in eager[0] if not torch.equal(eager[0][name], eager[-1][name])]
     assert any(name.startswith("actor.") for name in moved)
     assert any(name.startswith("qf1.") for name in moved)

@@ -555,7 +555,6 @@ def test_our_scripts_end_to_end(tmp_path):
         ("autograd::engine::evaluate_function: AddmmBackward0", "other PyTorch operators"),
         ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x64>(Params)", "matrix products"),
         ("aten::_fused_adam_", "optimizer and targets"),
-        ("Optimizer.step#Adam.step", "optimizer and targets"),
         ("aten::_foreach_lerp_", "optimizer and targets"),
         ("environment", "environment"),
     ],
