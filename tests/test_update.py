@@ -428,6 +428,27 @@ def test_actor_loss_leaves_the_critics_alone(script, monkeypatch):
                 assert torch.equal(parameter.grad, gradient)
 
 
+def test_descend_is_a_step_of_the_optimizer(script):
+    """Whatever its settings, and to the bit; and its state is what PyTorch's own would be."""
+    settings = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    one, other = (torch.optim.Adam(net.parameters(), fused=True, **settings) for net in (ours, theirs))
+    for _ in range(3):
+        gradients = tuple(torch.randn_like(parameter) for parameter in ours.parameters())
+        script.descend(one, gradients)
+        for parameter, gradient in zip(theirs.parameters(), gradients, strict=True):
+            parameter.grad = gradient.clone()
+        other.step()
+        for mine, yours in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(mine, yours)
+            assert torch.equal(mine.grad, yours.grad)
+            assert one.state[mine].keys() == other.state[yours].keys()
+            assert all(torch.equal(one.state[mine][key], other.state[yours][key]) for key in one.state[mine])
+    with pytest.raises(ValueError, match="zip"):
+        script.descend(one, gradients[:1])
+
+
 def test_every_learning_parameter_has_one_optimizer(script):
     agent = make_agent(script)
     optimizers = [value for value in vars(agent).values() if isinstance(value, torch.optim.Optimizer)]

@@ -546,7 +546,7 @@ def train(args: Args) -> Path:
     update = agent.update
     if args.compile:
         torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would split the graph
-        options = {"fallback_random": True, "cpp_wrapper": True}  # eager code's noise; no Python in between
+        options = {"fallback_random": True, "cpp_wrapper": not args.cuda}  # eager code's noise; less Python
         options |= {"pattern_matcher": False, "size_asserts": False}  # biases apart from products; no checks
         update = torch.compile(update, options=options)
     optimizers = {name: value for name, value in vars(agent).items() if name.endswith("_optimizer")}
