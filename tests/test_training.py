@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import os
+import platform
 import pty
 import re
 import shutil
@@ -62,6 +63,19 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(script, tmp_path):
     assert all(len(content) > 80 for content in runs[0].values())
     assert runs[0] == runs[1]
     assert all(runs[0][name] != runs[2][name] for name in RECORD)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 is known to flush")
+@pytest.mark.parametrize("trained, left", [(False, 2**20), (True, 0)])
+def test_training_flushes_denormals_in_every_thread(trained, left, tmp_path):
+    """The product is shared by two threads, of which one is started by it."""
+    train = (
+        f"train(Args(env_id='Pendulum-v1', total_timesteps=2, threads=2, run_dir={str(tmp_path / 'run')!r}))"
+    )
+    code = f"from sac_continuous import *; {train if trained else 'torch.set_num_threads(2)'}; "
+    code += "print(torch.count_nonzero(torch.full((2**20,), 1e-39) * 0.5).item())"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(ended.stdout.split()[-1]) == left
 
 
 def test_equal_seeds_give_equal_bytes_in_two_processes(tmp_path, monkeypatch):
