@@ -48,6 +48,7 @@ def test_compiled_updates_match_eager_ones(script):
     torch._dynamo.utils.counters.clear()
     eager = learn(script, "cpu", False)
     compare(learn(script, "cpu", True), eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert not torch._dynamo.utils.counters["graph_break"]
     moved = [name for name in eager[0] if not torch.equal(eager[0][name], eager[-1][name])]
     assert any(name.startswith("actor.") for name in moved)

@@ -399,8 +399,9 @@ def test_csv_holds_every_measurement_and_its_conditions(measured):
     assert float(ours["peak_mib"]) == 301
 
 
-def test_csv_of_scaling_holds_the_settings_of_each_point(monkeypatch, tmp_path):
-    monkeypatch.setattr(throughput, "AXES", {"batch_size": [8, 32], "processes": [1, 2]})
+@pytest.fixture
+def steady(monkeypatch):
+    """Every contestant makes one step a second."""
 
     class Racer:
         peak_mib = 1.0
@@ -416,6 +417,10 @@ def test_csv_of_scaling_holds_the_settings_of_each_point(monkeypatch, tmp_path):
 
     monkeypatch.setattr(throughput, "Racer", Racer)
     monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+
+
+def test_csv_of_scaling_holds_the_settings_of_each_point(steady, monkeypatch, tmp_path):
+    monkeypatch.setattr(throughput, "AXES", {"batch_size": [8, 32], "processes": [1, 2]})
     options = dataclasses.replace(SMALL, contestants=("sac",), scaling=True, threads=2)
     throughput.race(options, tmp_path / "a.csv")
     rows = [row for row in throughput.read(tmp_path / "a.csv") if row["contestant"] == "sac"]
@@ -456,21 +461,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(monkeypatch, tmp_path):
     assert len(ended) == 2
 
 
-def test_the_bound_is_measured_anew_in_every_tenth_round(monkeypatch, tmp_path):
-    class Racer:
-        peak_mib = 1.0
-
-        def __init__(self, contestant, options, folder):
-            pass
-
-        def speed(self):
-            return 1.0
-
-        def end(self):
-            pass
-
-    monkeypatch.setattr(throughput, "Racer", Racer)
-    monkeypatch.setattr(throughput, "bound", lambda options: {"sac": BOUND | {"hardware": "a machine"}})
+def test_the_bound_is_measured_anew_in_every_tenth_round(steady, tmp_path):
     throughput.race(dataclasses.replace(SMALL, contestants=("sac",), rounds=12), tmp_path / "a.csv")
     rows = throughput.read(tmp_path / "a.csv")
     assert [row["round"] for row in rows if row["contestant"] == PRODUCTS] == [0, 10]

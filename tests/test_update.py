@@ -429,7 +429,7 @@ def test_actor_loss_leaves_the_critics_alone(script, monkeypatch):
 
 
 def test_descend_is_a_step_of_the_optimizer(script):
-    """Whatever its settings, and to the bit; and its state is what PyTorch's own would be."""
+    """To the bit, with other settings than its own; and its state is what PyTorch's own would be."""
     settings = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -447,6 +447,8 @@ def test_descend_is_a_step_of_the_optimizer(script):
             assert all(torch.equal(one.state[mine][key], other.state[yours][key]) for key in one.state[mine])
     with pytest.raises(ValueError, match="zip"):
         script.descend(one, gradients[:1])
+    with pytest.raises(RuntimeError, match="max_exp_avg_sqs"):  # not silently another algorithm
+        script.descend(torch.optim.Adam(ours.parameters(), amsgrad=True), gradients)
 
 
 def test_every_learning_parameter_has_one_optimizer(script):
