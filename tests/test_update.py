@@ -451,6 +451,21 @@ def test_descend_is_a_step_of_the_optimizer(script):
         script.descend(torch.optim.Adam(ours.parameters(), amsgrad=True), gradients)
 
 
+def test_all_numbers_on_the_device_are_float32(script):
+    """MPS has no float64."""
+    agent = script.Agent(OBS, ACTIONS, script.Args(hidden_dim=8))
+    buffer = script.ReplayBuffer(9, OBS, ACTIONS, torch.device("cpu"))
+    for _ in range(3):
+        buffer.add(np.ones(OBS), np.ones(ACTIONS), np.ones(OBS), 1.0, False)
+    batch = buffer.sample(4)
+    metrics = [agent.update(batch, gradient_step) for gradient_step in (1, 2)]
+    optimizers = [value for value in vars(agent).values() if isinstance(value, torch.optim.Optimizer)]
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    found = [buffer.rows, *batch, *agent.state_dict().values(), agent.explore(batch.observations[0])]
+    found += [value for values in (*metrics, *states) for value in values.values()]
+    assert {value.dtype for value in found} == {torch.float32}
+
+
 def test_every_learning_parameter_has_one_optimizer(script):
     agent = make_agent(script)
     optimizers = [value for value in vars(agent).values() if isinstance(value, torch.optim.Optimizer)]
