@@ -44,7 +44,7 @@ SEED = 0  # of the bootstrap: the same runs give the same intervals
 # Arguments that may differ between the seeds of a cell: they change nothing that is learned or measured.
 FREE = {"seed", "total_timesteps", "exp_name", "run_dir", "resume", "checkpoint_frequency", "log_frequency"}
 FREE |= {"capture_video", "video_frequency", "watch", "watch_episodes", "track", "wandb_project_name"}
-FREE |= {"wandb_entity", "cuda", "compile", "threads", "torch_deterministic"}
+FREE |= {"wandb_entity", "cuda", "compile", "cudagraphs", "threads", "torch_deterministic"}
 
 
 class Measure(NamedTuple):

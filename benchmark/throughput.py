@@ -48,9 +48,6 @@ from typing import Literal, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 ALGORITHMS = ("ddpg", "td3", "sac")
 PEERS = {"sb3": ("stable_baselines3", "stable-baselines3"), "sbx": ("sbx", "sbx-rl")}  # module, distribution
-CONTESTANTS = tuple(
-    text for name in ALGORITHMS for text in (name, f"{name} --compile", f"sb3-{name}", f"sbx-{name}")
-)
 PRODUCTS = "products alone"
 MANY = 1_000_000  # environment steps, of which a measurement never sees the end
 CPUS = Path("/sys/devices/system/cpu")  # where Linux says which cores share a physical one
@@ -222,6 +219,16 @@ def time_product(product: Product, device: str) -> float:
 
 
 # ======== The contestants ========
+def everyone(device: str) -> tuple[str, ...]:
+    """Who takes part: our scripts, plain and with the flags that speed them up there, and their peers."""
+    faster = ["--compile"] if device == "cpu" else ["--cudagraphs", "--compile --cudagraphs"]
+    names = []
+    for algorithm in ALGORITHMS:
+        names += [algorithm, *(f"{algorithm} {flags}" for flags in faster)]
+        names += [f"{family}-{algorithm}" for family in PEERS]
+    return tuple(names)
+
+
 def algorithm_of(contestant: str) -> str:
     """sbx-td3, td3 and "td3 --compile" -> td3."""
     name, *_ = contestant.split()
@@ -238,8 +245,9 @@ def load(contestant: str):
 def check(options: Options) -> None:
     """Ends the program, by SystemExit, if the options cannot be meant."""
     for contestant in options.contestants:
-        if contestant not in CONTESTANTS and contestant.partition(" ")[0] not in ALGORITHMS:
-            raise SystemExit(f"--contestants: {contestant!r} is none of {', '.join(CONTESTANTS)}")
+        known = everyone(options.device)
+        if contestant not in known and contestant.partition(" ")[0] not in ALGORITHMS:
+            raise SystemExit(f"--contestants: {contestant!r} is none of {', '.join(known)}")
     if options.profile and options.profile.partition(" ")[0] not in ALGORITHMS:
         raise SystemExit(f"--profile: {options.profile!r} is none of {', '.join(ALGORITHMS)}")
     if options.warm_up < 2 or options.steps < 2 or options.steps % 2:
@@ -860,8 +868,8 @@ def main(options: Options) -> int:
         path = options.csv or Path("scaling.csv" if options.scaling else "throughput.csv")
         if path.exists():
             raise SystemExit(f"{path} exists; name another file with --csv")
-        everyone = ALGORITHMS if options.scaling else CONTESTANTS
-        left_out = race(dataclasses.replace(options, contestants=options.contestants or everyone), path)
+        default = ALGORITHMS if options.scaling else everyone(options.device)
+        left_out = race(dataclasses.replace(options, contestants=options.contestants or default), path)
     except UnmeasuredError as reason:
         print(f"cannot measure: {reason}", file=sys.stderr)
         return 1

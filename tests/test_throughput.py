@@ -226,6 +226,17 @@ def test_a_script_that_fails_is_said_and_makes_the_program_fail(monkeypatch, tmp
     assert "sac --compile is left out: it broke" in capsys.readouterr().out
 
 
+def test_who_takes_part():
+    """Each script plain and, on either device, with the flags that speed it up; and its two peers."""
+    td3 = [name for name in throughput.everyone("cuda") if throughput.algorithm_of(name) == "td3"]
+    assert td3 == ["td3", "td3 --cudagraphs", "td3 --compile --cudagraphs", "sb3-td3", "sbx-td3"]
+    assert throughput.everyone("cpu")[4:8] == ("td3", "td3 --compile", "sb3-td3", "sbx-td3")
+    assert (len(throughput.everyone("cpu")), len(throughput.everyone("cuda"))) == (12, 15)
+    for name in throughput.everyone("cuda"):
+        throughput.check(throughput.Options(contestants=(name,), device="cuda"))
+        assert all(hasattr(throughput.load("td3")[0].Args, flag[2:]) for flag in name.split()[1:])
+
+
 def test_peak_memory_is_the_childs_own():
     """Of a script that fills 200 MiB, and of one that does not; the parent is as small as the program is."""
     program = f"""

@@ -37,6 +37,7 @@ import sys
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ class Args:
     watch_episodes: int = 1  # episodes to play
     cuda: bool = torch.cuda.is_available()  # train on the GPU
     compile: bool = False  # torch.compile the update: on a CPU 1.4 times as fast; needs a C++ compiler
+    cudagraphs: bool = False  # on a GPU, replay each update as one CUDA graph; tried on an emulated GPU only
     threads: int = 2  # CPU threads of PyTorch: 2 suit one run alone, 1 several side by side
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
@@ -276,16 +278,18 @@ class ReplayBuffer:
         self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
         self.rows = torch.empty(capacity, sum(self.widths), device=device)  # on a CPU, untouched until filled
         self.added = 0  # transitions ever added, those overwritten since too
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # rows
 
     def add(self, observation, action, next_observation, reward: float, terminated: bool) -> None:
         """Stores a transition of NumPy arrays (O,), (A,), (O,); a full buffer loses its oldest."""
         row = np.concatenate((observation, action, next_observation, (reward, terminated)), dtype=np.float32)
         self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
         self.added += 1
+        self.filled.fill_(min(self.added, len(self.rows)))
 
     def sample(self, batch_size: int) -> Batch:
         """A minibatch drawn uniformly, with replacement."""
-        indices = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
+        indices = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
         columns = self.rows.index_select(0, indices).split(self.widths, dim=1)
         observations, actions, next_observations, rewards, terminations = columns
         return Batch(observations, actions, rewards.squeeze(1), next_observations, terminations.squeeze(1))
@@ -495,6 +499,36 @@ def descend(optimizer: torch.optim.Adam, gradients: tuple[Tensor, ...]) -> None:
     adam(parameters, list(gradients), means, squares, [], steps, **settings)
 
 
+def replayed(learn: Callable, agent: Agent, args: Args) -> Callable[[int], dict[str, Tensor]]:
+    """learn(gradient_step) recorded as a CUDA graph, which launches all of its kernels at one stroke.
+
+    A replay runs no Python: each way through the branches on gradient_step, which these periods decide, has a
+    graph, and in it a place for its metrics and gradients. Noise is new, from the device's own generator.
+    """
+    periods = args.target_network_frequency, getattr(args, "policy_frequency", 1)
+    calls, graphs = {}, {}
+    torch.cuda.synchronize()
+    torch.cuda.set_stream(torch.cuda.Stream())  # as nothing can be recorded on the default one
+
+    def replay(gradient_step: int) -> dict[str, Tensor]:
+        way = tuple(gradient_step % period == 0 for period in periods)
+        calls[way] = calls.get(way, 0) + 1
+        if calls[way] <= 3:  # what is compiled or set up at first must not be recorded
+            return learn(gradient_step)
+        if way not in graphs:
+            graph, before = torch.cuda.CUDAGraph(), {p: p.grad for p in agent.parameters()}
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                metrics = learn(gradient_step)
+            graphs[way] = graph, metrics, {p: p.grad for p in before if p.grad is not before[p]}
+        graph, metrics, gradients = graphs[way]
+        graph.replay()
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        return metrics
+
+    return replay
+
+
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
     zero = ("seed", "starts", "eval_frequency", "checkpoint_frequency", "gamma", "noise", "clip", "prob")
@@ -507,6 +541,7 @@ def check(args: Args) -> None:
     batch, size = args.batch_size, args.buffer_size
     refuse(batch > size, f"--batch-size {batch} is more than --buffer-size {size} can hold")
     refuse(args.cuda and not torch.cuda.is_available(), "--cuda: PyTorch finds no CUDA device here")
+    refuse(args.cudagraphs and not args.cuda, "--cudagraphs needs --cuda")
     compiler = any(map(shutil.which, ("c++", os.environ.get("CXX", "cl"))))
     refuse(args.compile and not compiler, "--compile: there is no C++ compiler on the PATH")
     refuse(args.resume and not args.run_dir, "--resume needs the --run-dir of the run")
@@ -549,6 +584,11 @@ def train(args: Args) -> Path:
         options = {"fallback_random": True, "cpp_wrapper": not args.cuda}  # eager code's noise; less Python
         options |= {"pattern_matcher": False, "size_asserts": False}  # biases apart from products; no checks
         update = torch.compile(update, options=options)
+
+    def learn(gradient_step: int) -> dict[str, Tensor]:
+        return update(buffer.sample(args.batch_size), gradient_step)
+
+    learn = replayed(learn, agent, args) if args.cudagraphs else learn
     optimizers = {name: value for name, value in vars(agent).items() if name.endswith("_optimizer")}
     gradient_step, elapsed, latest = 0, 0.0, {"return": math.nan, "evaluation": math.nan}
     metrics = dict.fromkeys(("actor_loss", "actor_gradient_norm"), math.nan)  # where the first are late
@@ -595,7 +635,7 @@ def train(args: Args) -> Path:
         products.fp32_precision = precision
         for _ in range(args.gradient_steps if learning and global_step % args.train_frequency == 0 else 0):
             gradient_step += 1
-            updated = update(buffer.sample(args.batch_size), gradient_step)
+            updated = learn(gradient_step)
             metrics |= updated
             checked |= {} if args.cuda else updated  # a GPU is not waited for: there the next action tells
         products.fp32_precision = "ieee"  # for acting, as MKL is the faster with a single row
