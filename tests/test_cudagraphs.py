@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 OBS_DIM, ACTION_DIM = 5, 2
 WAYS = {"ddpg_continuous": 2, "td3_continuous": 4, "sac_continuous": 2}  # through the branches of an update
 OPTIONS = {"env_id": "InvertedPendulum-v4", "total_timesteps": 150, "buffer_size": 100, "eval_frequency": 50}
-OPTIONS |= {"eval_episodes": 1, "log_frequency": 1, "target_network_frequency": 3}
+OPTIONS |= {"cuda": True, "eval_episodes": 1, "log_frequency": 1, "target_network_frequency": 3}
 
 
 class EmulatedGraph(TorchDispatchMode):
@@ -60,14 +60,29 @@ class EmulatedGraph(TorchDispatchMode):
                     old.detach().copy_(new)
 
 
+class EmulatedTorch:
+    """PyTorch as a script sees it, with a GPU that is the CPU."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def device(self, name):
+        return torch.device("cpu")
+
+
 @pytest.fixture
 def graphs(script, monkeypatch) -> list[EmulatedGraph]:
-    """The graphs that a training makes; it may make them, emulated, on the CPU."""
+    """An emulated GPU; returns the list of the graphs that a training records."""
+    here = {"is_available": True, "get_device_name": "emulated", "mem_get_info": (2**40, 2**40)}
     for name in ("synchronize", "set_stream", "current_stream", "Stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+        here[name] = None
+    for name, answer in here.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: [*map(torch.set_rng_state, states)])
     monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
-    monkeypatch.setattr(script, "check", lambda args: None)  # it would ask for --cuda
+    monkeypatch.setattr(script, "torch", EmulatedTorch())
     monkeypatch.setattr(EmulatedGraph, "made", [])
     return EmulatedGraph.made
 
@@ -123,9 +138,8 @@ def test_an_update_reads_no_number_off_the_device(script):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_replayed_training_on_a_gpu(script, compiled, tmp_path):
     """As eager training there within rounding, with the same noise; resumed, it gives the same bytes."""
-    options = OPTIONS | {"cuda": True}
-    quick_train(script, tmp_path / "eager", **options)
-    options |= {"cudagraphs": True, "compile": compiled, "resume": True}
+    quick_train(script, tmp_path / "eager", **OPTIONS)
+    options = OPTIONS | {"cudagraphs": True, "compile": compiled, "resume": True}
     for name, steps in (("whole", 150), ("parts", 101), ("parts", 150)):
         quick_train(script, tmp_path / name, **options | {"total_timesteps": steps})
     assert record(tmp_path / "parts") == record(tmp_path / "whole")

@@ -205,6 +205,11 @@ def test_compile_without_a_compiler(script, refusal, tmp_path, monkeypatch):
     assert "--compile" in refusal(script, compile=True)
 
 
+def test_a_graph_without_a_gpu(script, refusal):
+    """--cudagraphs is refused where training is on the CPU, and not ignored."""
+    assert "--cudagraphs needs --cuda" in refusal(script, cudagraphs=True)
+
+
 def test_cuda_where_there_is_none(script, refusal):
     """CUDA asked for and absent is refused."""
     if torch.cuda.is_available():

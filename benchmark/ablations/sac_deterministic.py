@@ -279,7 +279,7 @@ def make_env(env_id: str, **options) -> gym.Env:
 
 
 @torch.no_grad()
-def act(policy, observation: np.ndarray, device: torch.device) -> np.ndarray:
+def act(policy: Callable, observation: np.ndarray, device: torch.device) -> np.ndarray:
     """What a policy on tensors does at one observation: (O,) -> (A,)."""
     return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
 
