@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can 
 
 # What decides how a picture is drawn.
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "PYOPENGL_PLATFORM")
-PACKAGES = ("libegl1", "libosmesa6")  # what helps where none can be drawn
+PACKAGES = ("libegl1", "libopengl0", "libosmesa6")  # what helps where none can be drawn
 
 
 class Picture(Drift):

@@ -452,9 +452,11 @@ def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
 # ======== 11. Watching: shared ========
 def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list | None:
     """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
-    with one_line(f"cannot show {env_id}; MuJoCo needs libegl1 or libosmesa6", Exception, SystemExit):
+    needed = "libegl1 and libopengl0, or libosmesa6"
+    with one_line(f"cannot show {env_id}; MuJoCo needs {needed}", Exception, SystemExit):
         if folder and sys.platform == "linux":
-            os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+            egl = all(map(ctypes.util.find_library, ("EGL", "OpenGL")))
+            os.environ.setdefault("MUJOCO_GL", "egl" if egl else "osmesa")
         env = make_env(env_id, render_mode="rgb_array" if folder else "human")
         if renderer := getattr(env.unwrapped, "mujoco_renderer", None):
             follow = {"trackbodyid": 1} | (renderer.default_cam_config or {})  # 1 is the torso
