@@ -46,6 +46,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+import torch._dynamo  # now, as Triton's LLVM crashes if it comes after OSMesa's
 import torch.nn.functional as F
 import tyro
 from gymnasium.envs.mujoco.mujoco_env import mujoco
