@@ -57,9 +57,9 @@ def differences(run_dir: Path, expected: dict[str, bytes]) -> list[str]:
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
-def progress(run_dir: Path) -> int:
-    """The step at which the last episode so far ended; 0 if none did."""
-    path = run_dir / "episodes.csv"
+def progress(run_dir: Path, record: str = "episodes.csv") -> int:
+    """The step of the last row that a run has put on record; 0 if there is none."""
+    path = run_dir / record
     rows = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []  # no header, no row half written
     return int(rows[-1].split(b",")[0]) if rows else 0
 
@@ -77,7 +77,7 @@ def kill_and_resume(
         moment = 0.95 * total_timesteps * (kill + generator.random()) / kills
         delay = generator.uniform(0, 0.02)  # seconds, so that it can be anywhere within a step
         process = start(run_dir)
-        while progress(run_dir) < moment and process.poll() is None:
+        while progress(run_dir, "timing.csv") < moment and process.poll() is None:
             time.sleep(0.0005)
         time.sleep(delay)
         process.kill()
