@@ -143,6 +143,6 @@ def test_replayed_training_on_a_gpu(script, compiled, tmp_path):
     for name, steps in (("whole", 150), ("parts", 101), ("parts", 150)):
         quick_train(script, tmp_path / name, **options | {"total_timesteps": steps})
     assert record(tmp_path / "parts") == record(tmp_path / "whole")
-    eager, replayed = (rows(tmp_path / name / "losses.csv")[:20] for name in ("eager", "whole"))
+    eager, replayed = (rows(tmp_path / name / "losses.csv")[:30] for name in ("eager", "whole"))
     for ours, theirs in zip(replayed, eager, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3)

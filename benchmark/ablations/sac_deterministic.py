@@ -240,7 +240,7 @@ class ReplayBuffer:
         self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
         self.rows = torch.empty(capacity, sum(self.widths), device=device)  # on a CPU, untouched until filled
         self.added = 0  # transitions ever added, those overwritten since too
-        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # transitions there are
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # a CUDA graph freezes numbers
 
     def add(self, observation, action, next_observation, reward: float, terminated: bool) -> None:
         """Stores a transition of NumPy arrays (O,), (A,), (O,); a full buffer loses its oldest."""
@@ -250,7 +250,7 @@ class ReplayBuffer:
         self.filled.fill_(min(self.added, len(self.rows)))
 
     def sample(self, batch_size: int) -> Batch:
-        """A minibatch drawn uniformly, with replacement; below a tensor, as a CUDA graph freezes numbers."""
+        """A minibatch drawn uniformly, with replacement."""
         indices = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
         columns = self.rows.index_select(0, indices).split(self.widths, dim=1)
         observations, actions, next_observations, rewards, terminations = columns
