@@ -15,43 +15,43 @@ Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", arXiv 181
 
 Usage: python sac_continuous.py --env-id Hopper-v4
 """
+
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
-#                 "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1"]
+#                 "tyro==1.0.17", "tqdm==4.70.1", "wandb==0.31.0", "moviepy==2.2.1", "filelock==4.2.11"]
 # ///
-
 # ======== 2. Imports: shared ========
 import contextlib
-import ctypes.util
+import csv
 import json
 import math
 import os
-import platform
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import filelock
 import gymnasium as gym
 import numpy as np
 import torch
-import torch._dynamo  # now, as Triton's LLVM crashes if it comes after OSMesa's
 import torch.nn.functional as F
 import tyro
 from gymnasium.envs.mujoco.mujoco_env import mujoco
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from tqdm import tqdm
+
+CAN_COMPILE = sys.platform == "linux" and bool(shutil.which("c++")) and not torch.cuda.is_available()
 
 
 # ======== 3. Arguments: this algorithm's own ========
@@ -80,17 +80,14 @@ class Args:
     eval_frequency: int = 10_000  # steps between noise-free evaluations; 0 for none, as endless tasks need
     eval_episodes: int = 10  # episodes in an evaluation, from the same seeds every time
     log_frequency: int = 1_000  # steps between the rows of losses.csv and timing.csv
-    exp_name: str = Path(__file__).stem  # names the run in the default --run-dir
+    exp_name: str = Path(__file__).stem  # names the run in the default --run-dir, and its curve in a figure
     run_dir: str | None = None  # for the results; None is runs/{env_id}__{exp_name}__{seed}__{unix time}
     resume: bool = False  # continue the run in --run-dir; start it if there is none yet
     checkpoint_frequency: int = 50_000  # steps between checkpoints; 0 for one at the end only
-    capture_video: bool = False  # record an evaluation episode now and then into the run's videos/
-    video_frequency: int = 50_000  # steps between videos
+    capture_video: bool = False  # film an episode at the start and with each checkpoint, into videos/
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
-    watch_episodes: int = 1  # episodes to play
     cuda: bool = torch.cuda.is_available()  # train on the GPU
-    compile: bool = False  # torch.compile the update: on a CPU 1.4 times as fast; needs a C++ compiler
-    cudagraphs: bool = False  # on a GPU, replay each update as one CUDA graph; tried on an emulated GPU only
+    compile: bool = CAN_COMPILE  # torch.compile the update: 1.4 times as fast; needs a C++ compiler
     threads: int = 2  # CPU threads of PyTorch: 2 suit one run alone, 1 several side by side
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
@@ -100,17 +97,14 @@ class Args:
 
 # ======== 4. Networks: shared ========
 class Linear(nn.Linear):
-    """x Wᵀ + b: (B, input_dim) -> (B, output_dim), in two operations, as PyTorch's one is slower on a CPU."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs):
         return F.linear(inputs, self.weight) + self.bias
 
 
 def mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
     """Two hidden layers of rectified units: (B, input_dim) -> (B, output_dim)."""
-    first, second = Linear(input_dim, hidden_dim), Linear(hidden_dim, hidden_dim)
-    relu = nn.ReLU(inplace=True)  # in place, to spare a copy
-    return nn.Sequential(first, relu, second, relu, Linear(hidden_dim, output_dim))
+    hidden = [Linear(input_dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, hidden_dim), nn.ReLU()]
+    return nn.Sequential(*hidden, Linear(hidden_dim, output_dim))
 
 
 class QNetwork(nn.Module):
@@ -118,12 +112,11 @@ class QNetwork(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
         super().__init__()
-        *hidden, head = mlp(obs_dim + action_dim, hidden_dim, 1)
-        self.hidden, self.head = nn.Sequential(*hidden), head
+        self.net = mlp(obs_dim + action_dim, hidden_dim, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        hidden = self.hidden(torch.cat([observations, actions], dim=1))
-        return torch.mv(hidden, self.head.weight[0]) + self.head.bias  # compiled, quicker than self.head
+        hidden = self.net[:-1](torch.cat([observations, actions], dim=1))
+        return torch.mv(hidden, self.net[-1].weight[0]) + self.net[-1].bias
 
 
 # ======== 4. Networks: this algorithm's own ========
@@ -135,18 +128,13 @@ class Actor(nn.Module):
         self.net = mlp(obs_dim, hidden_dim, 2 * action_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
-        mean, _ = self.distribution(observations)
+        mean, _ = self.net(observations).chunk(2, dim=-1)
         return torch.tanh(mean)
-
-    def distribution(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """m(s) and log σ(s), both (B, A); tanh keeps log σ in [-5, 2] and its gradient alive."""
-        mean, log_std = self.net(observations).chunk(2, dim=-1)
-        return mean, -5 + 3.5 * (1 + torch.tanh(log_std))
 
     def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """a ~ π(·|s) (B, A), through which gradients flow, and log π(a|s) (B,) in nats."""
-        mean, log_std = self.distribution(observations)
-        self.std = log_std.detach().exp()  # for the log
+        mean, log_std = self.net(observations).chunk(2, dim=-1)
+        log_std = -5 + 3.5 * (1 + torch.tanh(log_std))  # in [-5, 2], where a clip would have no gradient
         return squashed_gaussian(mean, log_std, torch.randn_like(mean))
 
 
@@ -172,34 +160,37 @@ class Batch(NamedTuple):
 def critic_loss(batch: Batch, qf: QNetwork, target_q: Tensor) -> tuple[Tensor, Tensor]:
     """(E3) mean (Q(s, a) - y)²: the loss, and the values Q(s, a) (B,) for the log."""
     q_values = qf(batch.observations, batch.actions)
-    return F.mse_loss(q_values, target_q), q_values.detach()
+    return F.mse_loss(q_values, target_q), q_values
 
 
 @torch.no_grad()
-def polyak(target_parameters: list[Tensor], online_parameters: list[Tensor], tau: float) -> None:
+def polyak(targets: list[nn.Module], networks: list[nn.Module], tau: float) -> None:
     """(E1) θ' ← (1-τ) θ' + τ θ, in place."""
-    torch._foreach_lerp_(target_parameters, online_parameters, tau)
+    for target, network in zip(targets, networks, strict=True):
+        for target_parameter, parameter in zip(target.parameters(), network.parameters(), strict=True):
+            target_parameter.lerp_(parameter, tau)
 
 
 # ======== 5. Losses: this algorithm's own ========
+def min_q(critics: list[QNetwork], observations: Tensor, actions: Tensor) -> Tensor:
+    """min_i Q_i(s, a), the most cautious of the critics: (B,)."""
+    return torch.stack([qf(observations, actions) for qf in critics]).amin(dim=0)
+
+
 @torch.no_grad()
-def td_target(
-    batch: Batch, actor: Actor, qf1_target: QNetwork, qf2_target: QNetwork, alpha: Tensor, args: Args
-) -> Tensor:
+def td_target(batch: Batch, actor: Actor, qf_targets: list[QNetwork], alpha: Tensor, args: Args) -> Tensor:
     """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s') as π is now: (B,)."""
     next_actions, next_log_prob = actor.sample(batch.next_observations)
-    next_q = qf1_target(batch.next_observations, next_actions)
-    next_q = torch.min(next_q, qf2_target(batch.next_observations, next_actions)) - alpha * next_log_prob
+    next_q = min_q(qf_targets, batch.next_observations, next_actions) - alpha * next_log_prob
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
 
 
 def actor_loss(
-    observations: Tensor, actor: Actor, qf1: QNetwork, qf2: QNetwork, alpha: Tensor
+    observations: Tensor, actor: Actor, critics: list[QNetwork], alpha: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss, and log π(ã|s) (B,) without its gradient."""
+    """(E11) mean (α log π(ã|s) - min_i Q_i(s, ã)): the loss, and log π(ã|s) (B,)."""
     actions, log_prob = actor.sample(observations)
-    q_values = torch.min(qf1(observations, actions), qf2(observations, actions))
-    return (alpha * log_prob - q_values).mean(), log_prob.detach()
+    return (alpha * log_prob - min_q(critics, observations, actions)).mean(), log_prob
 
 
 def alpha_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
@@ -214,6 +205,7 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
         self.args = args
+        self.device = torch.device("cuda" if args.cuda else "cpu")
         self.actor = Actor(obs_dim, action_dim, args.hidden_dim)
         self.qf1 = QNetwork(obs_dim, action_dim, args.hidden_dim)
         self.qf2 = QNetwork(obs_dim, action_dim, args.hidden_dim)
@@ -221,493 +213,657 @@ class Agent(nn.Module):
         self.qf2_target = deepcopy(self.qf2).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.alpha)))
         self.target_entropy = -float(action_dim) if args.target_entropy is None else args.target_entropy
+        self.to(self.device)
 
-        self.actor_parameters = list(self.actor.parameters())
-        self.q_parameters = [*self.qf1.parameters(), *self.qf2.parameters()]
-        self.target_parameters = [*self.qf1_target.parameters(), *self.qf2_target.parameters()]
-        self.actor_optimizer = torch.optim.Adam(self.actor_parameters, lr=args.policy_lr, fused=True)
-        self.q_optimizer = torch.optim.Adam(self.q_parameters, lr=args.q_lr, fused=True)
+        self.critics = [self.qf1, self.qf2]
+        self.critic_targets = [self.qf1_target, self.qf2_target]
+        q_parameters = [parameter for qf in self.critics for parameter in qf.parameters()]
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.policy_lr, fused=True)
+        self.q_optimizer = torch.optim.Adam(q_parameters, lr=args.q_lr, fused=True)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=args.q_lr, fused=True)
 
     def start_episode(self) -> None:
         """Nothing to do: the noise of this policy has no memory."""
 
-    def explore(self, observation: Tensor) -> Tensor:
-        """(E8) a ~ π(·|s): observation (O,) -> action (A,)."""
+    @torch.no_grad()
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """The noise-free action: (O,) -> (A,)."""
+        observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
+        return self.actor(observation).cpu().numpy()
+
+    @torch.no_grad()
+    def explore(self, observation: np.ndarray) -> np.ndarray:
+        """(E8) a ~ π(·|s): (O,) -> (A,)."""
+        observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         action, _ = self.actor.sample(observation)
-        return action
+        return action.cpu().numpy()
 
     def update(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
-        """One gradient step on each network; returns the metrics to log, not yet read off the device."""
+        """One gradient step on each network; returns what to log."""
         args, alpha = self.args, self.log_alpha.detach().exp()
 
-        target_q = td_target(batch, self.actor, self.qf1_target, self.qf2_target, alpha, args)
+        target_q = td_target(batch, self.actor, self.critic_targets, alpha, args)
         qf1_loss, qf1_values = critic_loss(batch, self.qf1, target_q)
         qf2_loss, qf2_values = critic_loss(batch, self.qf2, target_q)
-        metrics = {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss.detach()}
-        metrics |= {"qf2_values": qf2_values.mean(), "qf2_loss": qf2_loss.detach()}
-        metrics["target_q"] = target_q.mean()
-        descend(self.q_optimizer, torch.autograd.grad(qf1_loss + qf2_loss, self.q_parameters))
+        q_gradient_norm = descend(qf1_loss + qf2_loss, self.q_optimizer)
+        metrics = {
+            "qf1_values": qf1_values.mean(),
+            "qf1_loss": qf1_loss,
+            "qf2_values": qf2_values.mean(),
+            "qf2_loss": qf2_loss,
+            "qf_loss": (qf1_loss + qf2_loss) / 2,
+            "q_gradient_norm": q_gradient_norm,
+            "target_q": target_q.mean(),
+        }
 
-        loss, log_prob = actor_loss(batch.observations, self.actor, self.qf1, self.qf2, alpha)
-        metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "std": self.actor.std.mean()}
-        descend(self.actor_optimizer, torch.autograd.grad(loss, self.actor_parameters))
+        policy_loss, log_prob = actor_loss(batch.observations, self.actor, self.critics, alpha)
+        actor_gradient_norm = descend(policy_loss, self.actor_optimizer)
+        metrics |= {"actor_loss": policy_loss, "actor_gradient_norm": actor_gradient_norm}
 
+        temperature_loss = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
         if args.autotune:
-            temperature_loss = alpha_loss(self.log_alpha, log_prob, self.target_entropy)
-            metrics["alpha_loss"] = temperature_loss.detach()
-            descend(self.alpha_optimizer, torch.autograd.grad(temperature_loss, [self.log_alpha]))
-        metrics["alpha"] = alpha
+            descend(temperature_loss, self.alpha_optimizer)
+        metrics |= {"alpha": alpha, "alpha_loss": temperature_loss, "entropy": -log_prob.mean()}
 
         if gradient_step % args.target_network_frequency == 0:
-            polyak(self.target_parameters, self.q_parameters, args.tau)
-        return metrics
+            polyak(self.critic_targets, self.critics, args.tau)
+        return {name: value.detach() for name, value in metrics.items()}
+
+
+# ======== 7. Replay buffer: shared ========
+class ReplayBuffer:
+    """The last `capacity` transitions."""
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+        self.capacity = capacity
+        self.added = 0  # transitions ever added, those overwritten since too
+        self.transitions = Batch(
+            observations=torch.empty(capacity, obs_dim, device=device),
+            actions=torch.empty(capacity, action_dim, device=device),
+            rewards=torch.empty(capacity, device=device),
+            next_observations=torch.empty(capacity, obs_dim, device=device),
+            terminations=torch.empty(capacity, device=device),
+        )
+
+    def add(self, *transition: np.ndarray | float | bool) -> None:
+        """Stores s (O,), a (A,), r, s' (O,) and d; a full buffer loses its oldest transition."""
+        row = self.added % self.capacity
+        for field, value in zip(self.transitions, transition, strict=True):
+            field[row] = torch.as_tensor(value)
+        self.added += 1
+
+    def sample(self, batch_size: int) -> Batch:
+        """A minibatch drawn uniformly, with replacement."""
+        filled = min(self.added, self.capacity)
+        rows = torch.randint(2**62, (batch_size,)) % filled
+        return Batch(*(field[rows] for field in self.transitions))
+
+    def state_dict(self) -> dict:
+        """The rows that are filled; by way of NumPy, as torch saves all of a tensor that a slice is of."""
+        filled = [torch.from_numpy(field[: self.added].numpy(force=True)) for field in self.transitions]
+        return {"added": self.added, "transitions": filled}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.added = state["added"]
+        for field, filled in zip(self.transitions, state["transitions"], strict=True):
+            field[: self.added] = filled
+
+
+# ======== 8. Training: shared ========
+def train(args: Args) -> Path:
+    """Trains an agent; returns the run's folder. Raises FloatingPointError where a number is not finite."""
+    check(args)
+    configure_torch(args)
+    env = make_env(args.env_id, args.seed)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    agent = Agent(obs_dim, action_dim, args)
+    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, agent.device)
+    run = Run(args, agent, buffer, env)
+    update = CompiledUpdate(agent.update, args)
+
+    observation = env.observation  # the first one, or that at which a resumed run goes on
+    for global_step in run.steps():
+        learning = global_step > args.learning_starts
+        if learning:
+            action = agent.explore(observation)
+        else:
+            action = env.action_space.sample()
+        next_observation, reward, terminated, truncated, info = env.step(action)
+        buffer.add(observation, action, reward, next_observation, terminated)
+        observation = next_observation
+
+        if learning and global_step % args.train_frequency == 0:
+            for _ in range(args.gradient_steps):
+                run.gradient_step += 1
+                run.losses |= update(buffer.sample(args.batch_size), run.gradient_step)
+
+        if terminated or truncated:
+            episode = info["episode"]
+            run.log("episodes", {"episodic_return": episode["r"], "episodic_length": episode["l"]})
+            observation, _ = env.reset()
+            agent.start_episode()
+
+        if run.evaluation_is_due():
+            run.evaluate()
+    return run.dir
 
 
 # ######## A reader may stop here: what follows is plumbing, the same in all three scripts. ########
 
 
-# ======== 7. Replay buffer: shared ========
-class ReplayBuffer:
-    """The last `capacity` transitions, one contiguous float32 row each, so that a minibatch is one gather."""
+# ======== 9. Environment and evaluation: shared ========
+class ResumableEnv(gym.Wrapper):
+    """An environment that can be saved at any step; it stops at numbers that are not finite.
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
-        self.widths = [obs_dim, action_dim, obs_dim, 1, 1]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)  # on a CPU, untouched until filled
-        self.added = 0  # transitions ever added, those overwritten since too
-        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # a CUDA graph freezes numbers
+    The state of its random generator before the last reset, and the actions since, determine where it is.
+    """
 
-    def add(self, observation, action, next_observation, reward: float, terminated: bool) -> None:
-        """Stores a transition of NumPy arrays (O,), (A,), (O,); a full buffer loses its oldest."""
-        row = np.concatenate((observation, action, next_observation, (reward, terminated)), dtype=np.float32)
-        self.rows[self.added % len(self.rows)] = torch.from_numpy(row)
-        self.added += 1
-        self.filled.fill_(min(self.added, len(self.rows)))
+    def __init__(self, env: gym.Env, seed: int):
+        super().__init__(env)
+        env.reset(seed=seed)
+        self.action_space.seed(seed)
+        self.reset()
 
-    def sample(self, batch_size: int) -> Batch:
-        """A minibatch drawn uniformly, with replacement."""
-        indices = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
-        columns = self.rows.index_select(0, indices).split(self.widths, dim=1)
-        observations, actions, next_observations, rewards, terminations = columns
-        return Batch(observations, actions, rewards.squeeze(1), next_observations, terminations.squeeze(1))
+    def reset(self, **options) -> tuple[np.ndarray, dict]:
+        self.generator_state = self.unwrapped.np_random.bit_generator.state
+        self.actions = []
+        self.observation, info = self.env.reset(**options)
+        return self.observation, info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        check_finite(action=action)
+        self.actions.append(action)
+        self.observation, reward, terminated, truncated, info = self.env.step(action)
+        check_finite(observation=self.observation, reward=reward)
+        return self.observation, reward, terminated, truncated, info
+
+    def state_dict(self) -> dict:
+        return {
+            "generator": self.generator_state,
+            "actions": torch.from_numpy(np.array(self.actions)),
+            "random_actions": self.action_space.np_random.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Plays the episode again, as far as it went."""
+        self.unwrapped.np_random.bit_generator.state = state["generator"]
+        self.reset()
+        for action in state["actions"].numpy():
+            self.step(action)
+        self.action_space.np_random.bit_generator.state = state["random_actions"]
 
 
-# ======== 8. Environment and evaluation: shared ========
-def make_env(env_id: str, **options) -> gym.Env:
+def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
-    warnings.filterwarnings("ignore", message=".*is out of date")  # the v4 tasks are meant
+    # The v4 tasks are meant, and what MuJoCo says of HalfCheetah's model is known.
+    warnings.filterwarnings("ignore", message=".*is out of date")
     mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
-    with one_line(f"--env-id {env_id}", gym.error.Error, ImportError, ValueError, fatal=True):
-        env = gym.wrappers.RecordEpisodeStatistics(gym.make(env_id, **options))
-    box, seen = env.action_space, env.observation_space
-    bounded = isinstance(box, gym.spaces.Box) and box.is_bounded()
-    refuse(not bounded, f"--env-id {env_id}: its actions are {box}, not a bounded Box")
-    refuse(not seen.is_np_flattenable, f"--env-id {env_id}: its observations, {seen}, cannot be flattened")
-    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+    with refusing(f"--env-id {env_id}", gym.error.Error, ImportError, ValueError):
+        env = gym.make(env_id, **options)
 
-    def rescale(action: np.ndarray) -> np.ndarray:
-        weight = (1 + action.reshape(box.shape).astype(np.float64)) / 2  # so -1 and 1 are the bounds exactly
-        action = ((1 - weight) * low + weight * high).clip(low, high)
-        return (action.round() if box.dtype.kind in "iu" else action).astype(box.dtype)
+    actions, observations = env.action_space, env.observation_space
+    bounded = isinstance(actions, gym.spaces.Box) and actions.is_bounded()
+    if not bounded or actions.dtype.kind != "f" or len(actions.shape) != 1:
+        refuse(f"--env-id {env_id}: its actions are {actions}, not a bounded Box of (A,) real numbers")
+    if not observations.is_np_flattenable:
+        refuse(f"--env-id {env_id}: its observations, {observations}, cannot be flattened")
 
-    env = gym.wrappers.TransformAction(env, rescale, gym.spaces.Box(-1.0, 1.0, (low.size,)))
-    return gym.wrappers.FlattenObservation(env)
-
-
-@torch.no_grad()
-def act(policy: Callable, observation: np.ndarray, device: torch.device) -> np.ndarray:
-    """What a policy on tensors does at one observation: (O,) -> (A,)."""
-    return policy(torch.tensor(observation, dtype=torch.float32, device=device)).cpu().numpy()
+    env = gym.wrappers.RecordEpisodeStatistics(env)
+    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    env = gym.wrappers.FlattenObservation(env)
+    return ResumableEnv(env, seed)
 
 
-def evaluate(actor: Actor, env: gym.Env, episodes: int, seed: int, device: torch.device) -> list[float]:
-    """Returns of noise-free episodes, from the same starts for the same seed; random generators stay."""
-    returns, state = [], np.random.get_state()
-    for episode in range(episodes):
-        observation, info = env.reset(seed=seed + episode)
-        while "episode" not in info:
-            observation, *_, info = env.step(act(actor, observation, device))
-        returns.append(float(info["episode"]["r"]))
-    np.random.set_state(state)
+def play(agent: Agent, env: gym.Env, seed: int) -> list[float]:
+    """The rewards of one noise-free episode."""
+    observation, _ = env.reset(seed=seed)
+    rewards, over = [], False
+    while not over:
+        observation, reward, terminated, truncated, _ = env.step(agent.act(observation))
+        rewards.append(float(reward))
+        over = terminated or truncated
+    return rewards
+
+
+def discounted_returns(rewards: list[float], gamma: float) -> list[float]:
+    """The discounted sum of the rewards from each step of an episode on, which Q should predict."""
+    returns, following = [], 0.0
+    for reward in reversed(rewards):
+        following = reward + gamma * following
+        returns.append(following)
     return returns
 
 
-# ======== 9. Logging: shared ========
-def refuse(condition: object, reason: str) -> None:
-    """Where the condition holds, ends the program with one line and exit status 2."""
-    if condition:
-        tqdm.write(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
-        sys.exit(2)
+def check_finite(**values: np.ndarray | float) -> None:
+    """Raises FloatingPointError with the names of the values that hold NaN or infinity."""
+    broken = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if broken:
+        raise FloatingPointError(f"not finite: {', '.join(broken)}")
 
 
-@contextlib.contextmanager
-def one_line(text: str, *errors: type[Exception], fatal: bool = False):
-    """Makes one line of such errors, which cost what failed and no more unless they are fatal."""
-    try:
-        yield
-    except errors as error:
-        refuse(fatal, f"{text}: {error}")
-        tqdm.write(f"{text}: {error!r}", file=sys.stderr)
+# ======== 10. Run: shared ========
+WANDB_PREFIXES = {"episodes": "charts", "timing": "charts", "losses": "losses", "evaluations": "eval"}
+ROUNDING = {"threads", "compile"}  # arguments that change results by rounding alone
+MAY_CHANGE = ROUNDING | {"total_timesteps", "run_dir", "resume", "checkpoint_frequency"}  # on resuming
+MAY_CHANGE |= {"capture_video", "watch", "track", "wandb_project_name", "wandb_entity"}
 
 
 class Run:
-    """A run's folder, locked while this process lives: CSV files, which wandb mirrors, and checkpoints."""
+    """A run: its clock, and its folder with arguments, record and checkpoint."""
 
-    def __init__(self, args: Args):
+    def __init__(self, args: Args, agent: Agent, buffer: ReplayBuffer, env: ResumableEnv):
+        self.args, self.agent = args, agent
+        self.eval_env, self.eval_seed = make_env(args.env_id, args.seed), 10_000 * (1 + args.seed)
+        optimizers = {k: v for k, v in vars(agent).items() if isinstance(v, torch.optim.Optimizer)}
+        self.parts = {"agent": agent, "buffer": buffer, "env": env, "run": self, **optimizers}
+
+        self.global_step, self.gradient_step = 0, 0
+        self.evaluated_step = 0  # the last one that was evaluated
+        self.elapsed = 0.0  # seconds of training, those of earlier processes too
+        self.losses = {"actor_loss": math.nan, "actor_gradient_norm": math.nan}  # the latest of each
+        self.returns = {}  # the latest, for the progress bar
+        self.signal = 0  # the number of a signal that asks to stop
+
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-        self.args, self.track, self.dir = args, args.track, Path(args.run_dir or f"runs/{name}")
-        path = self.dir / "args.json"
-        old = json.loads(path.read_text())["args"] if path.exists() else {}
-        refuse(old and not args.resume, f"--run-dir {self.dir} already holds a run; --resume continues it")
-        free = ("run", "exp_", "resume", "checkpoint", "capture", "video", "watch", "track", "wandb", "total")
-        changed = [k for k in old | vars(args) if old.get(k) != vars(args).get(k) and not k.startswith(free)]
-        changed += ["total_timesteps"] * (args.total_timesteps < old.get("total_timesteps", 0))
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
-        refuse(old and changed, f"--resume: {flags} was different in {path}")
-        with one_line(f"--run-dir {self.dir} is in use or no folder", OSError, sqlite3.Error, fatal=True):
+        self.dir = Path(args.run_dir or f"runs/{name}")
+        self.record = self.open_folder()
+        self.load_checkpoint()
+        if self.global_step < args.total_timesteps:
+            self.write_arguments()
+        self.wandb = self.start_wandb() if args.track else None
+
+    def steps(self) -> Iterator[int]:
+        """Numbers the environment steps. In between: progress, films, checkpoints, signals."""
+        total, self.started = self.args.total_timesteps, time.perf_counter() - self.elapsed
+        handlers = {n: signal.signal(n, self.ask_to_stop) for n in (signal.SIGTERM, signal.SIGINT)}
+        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None, dynamic_ncols=True)
+        try:
+            self.start()
+            while self.global_step < total and not self.signal:
+                self.global_step += 1
+                yield self.global_step
+                self.finish_step()
+        finally:
+            self.bar.close()
+            self.lock.release()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        print(f"{self.global_step:,} of {total:,} steps are done; the results are in {self.dir}")
+        if self.signal:
+            sys.exit(128 + self.signal)
+
+    def ask_to_stop(self, number: int, _: object) -> None:
+        """Handles SIGTERM and Ctrl-C, which wait for the end of the step. A second Ctrl-C does not."""
+        if self.signal and number == signal.SIGINT:
+            os._exit(130)
+        self.signal = number
+        os.write(2, b"\nstopping after a checkpoint; Ctrl-C again stops at once, without one\n")
+
+    def start(self) -> None:
+        """Says what is to come. Films once, to see early whether that works; makes up a missed evaluation."""
+        args = self.args
+        self.logged_step, self.logged_time = self.global_step, self.elapsed
+        tqdm.write(f"{args.env_id} on {self.agent.device}; the results go to {self.dir}")
+        if args.total_timesteps <= args.learning_starts:
+            tqdm.write("nothing will be learned, as --total-timesteps is not above --learning-starts")
+        if args.capture_video and self.global_step == 0:
+            self.film()
+        if self.evaluation_is_due():
+            self.evaluate()
+
+    def finish_step(self) -> None:
+        """What follows a step, each at its own frequency."""
+        args, step = self.args, self.global_step
+        self.bar.update()
+        if step % args.log_frequency == 0:
+            self.log_progress()
+        saving = args.checkpoint_frequency > 0 and step % args.checkpoint_frequency == 0
+        if saving or self.signal or step == args.total_timesteps:
+            self.save_checkpoint()
+        if args.capture_video and saving:
+            self.film()
+
+    def log_progress(self) -> None:
+        """Rows of timing.csv and losses.csv, and the progress bar, or a line where there is no terminal."""
+        elapsed = time.perf_counter() - self.started
+        speed = (self.global_step - self.logged_step) / (elapsed - self.logged_time)
+        self.logged_step, self.logged_time = self.global_step, elapsed
+        self.log("timing", {"SPS": speed, "elapsed": elapsed})
+        left = "random actions"
+        if self.gradient_step > 0:
+            self.log("losses", {name: float(value) for name, value in self.losses.items()})
+            left = tqdm.format_interval((self.args.total_timesteps - self.global_step) / speed) + " left"
+        self.bar.set_postfix(self.returns)
+        if self.bar.disable:
+            returns = "".join(f", {name} {value:.1f}" for name, value in self.returns.items())
+            print(f"step {self.global_step:,}: {speed:.0f} steps/s, {left}{returns}", flush=True)
+
+    def log(self, name: str, row: dict[str, float]) -> None:
+        """Appends a row to {name}.csv, below the columns' names, and mirrors it to wandb."""
+        row = {"global_step": self.global_step} | row
+        with open(self.dir / f"{name}.csv", "a", newline="") as file:
+            writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        if "episodic_return" in row:
+            self.returns[name] = float(row["episodic_return"])
+        if self.wandb:
+            mirrored = {f"{WANDB_PREFIXES[name]}/{key}": value for key, value in row.items()}
+            self.wandb.log(mirrored, step=self.global_step)
+
+    def evaluation_is_due(self) -> bool:
+        """Every --eval-frequency steps and after the last one; never if it is 0."""
+        frequency, last = self.args.eval_frequency, self.global_step == self.args.total_timesteps
+        if frequency == 0 or self.evaluated_step == self.global_step:
+            return False
+        return last or self.global_step % frequency == 0
+
+    def evaluate(self) -> None:
+        """Logs noise-free episodes, from the same starts every time; a signal puts them off till --resume."""
+        episodes = []
+        for episode in range(self.args.eval_episodes):
+            if self.signal:
+                return
+            episodes.append(play(self.agent, self.eval_env, self.eval_seed + episode))
+        self.evaluated_step = self.global_step
+        returns = [sum(rewards) for rewards in episodes]
+        values = [value for rewards in episodes for value in discounted_returns(rewards, self.args.gamma)]
+        row = {
+            "episodic_return": np.mean(returns),
+            "episodic_return_std": np.std(returns),
+            "discounted_return": np.mean(values),  # over all states of the episodes
+        }
+        self.log("evaluations", row | {f"return_{n}": value for n, value in enumerate(returns)})
+
+    def film(self) -> None:
+        """Films a noise-free episode into videos/."""
+        folder = self.dir / "videos" / f"step-{self.global_step}"
+        show(self.agent, self.args.env_id, self.eval_seed, folder)
+
+    def open_folder(self) -> dict:
+        """Makes and locks the folder; returns its args.json, {} in a new one."""
+        path, record = self.dir / "args.json", {}
+        if path.exists():
+            if not self.args.resume:
+                refuse(f"--run-dir {self.dir} already holds a run; --resume continues it")
+            record = json.loads(path.read_text())
+            self.compare_arguments(record["args"])
+        with refusing(f"--run-dir {self.dir} is in use or no folder", OSError, filelock.Timeout):
             self.dir.mkdir(parents=True, exist_ok=True)
-            self.lock = sqlite3.connect(self.dir / "lock", timeout=0).execute("BEGIN EXCLUSIVE")
-        self.saved = load_checkpoint(self.dir, repair=True)
-        git = f'git -C "{Path(__file__).resolve().parent}" describe --always --dirty --abbrev=40'
-        failed, commit = subprocess.getstatusoutput(git)
-        device = torch.cuda.get_device_name() if args.cuda else f"CPU, {platform.platform()}"
-        versions = {package.__name__: package.__version__ for package in (gym, mujoco, np, torch)}
-        record = {"args": vars(args), "versions": versions, "device": device}
-        record["git_commit"] = "" if failed else commit
-        if self.saved.get("global_step") != args.total_timesteps:  # a finished run keeps its record
-            path.with_suffix(".new").write_text(json.dumps(record, indent=2))
-            path.with_suffix(".new").replace(path)
-        self.wandb_id = self.saved.get("wandb_id") or os.urandom(4).hex()
-        for name in ("episodes.csv", "evaluations.csv", "losses.csv", "timing.csv"):
-            with open(self.dir / name, "ab") as file:
-                size = self.saved.get("csv_bytes", {}).get(name, 0)
-                refuse(file.tell() < size, f"--resume: {file.name} is shorter than it was at the checkpoint")
-                file.truncate(size)  # later rows will come again
+            self.lock = filelock.FileLock(self.dir / "lock")
+            self.lock.acquire(timeout=0)
+        return record
 
-    def write(self, path: str, global_step: int, row: dict[str, float]) -> None:
-        """Appends a row to {name}.csv, where path is {wandb's prefix}/{name}; columns' names come first."""
-        (prefix, name), row = path.split("/"), {"global_step": global_step} | row
-        file_path = self.dir / f"{name}.csv"
-        size = file_path.stat().st_size
-        lines = [",".join(map(str, values)) + "\n" for values in (row, row.values())][size > 0 :]
-        with one_line(f"step {global_step}: no row in {file_path}", OSError):
-            with open(file_path, "a", newline="") as file:
-                file.writelines(lines)
-            size += sum(map(len, lines))
-        os.truncate(file_path, size)  # a full disk costs whole rows
-        self.mirror({f"{prefix}/{key}": value for key, value in row.items()}, global_step)
+    def compare_arguments(self, old: dict) -> None:
+        """Refuses to resume with arguments that would have changed what is already learned."""
+        new = vars(self.args)
+        changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+        if changed - MAY_CHANGE:
+            refuse(f"--resume: {flags(changed - MAY_CHANGE)} was different in {self.dir / 'args.json'}")
+        if changed & ROUNDING:
+            tqdm.write(f"{flags(changed & ROUNDING)} was different: results may differ by rounding")
 
-    def mirror(self, metrics: dict, global_step: int) -> None:
-        """Sends metrics to wandb; the first failure turns it off, as the CSV files are the record."""
-        track, self.track = self.track, False
-        with one_line("Weights & Biases failed, and is off from here on", Exception):
-            if track:
-                import wandb
+    def write_arguments(self) -> None:
+        """args.json: every argument, and what the run began with."""
+        if not self.record:
+            git = f'git -C "{Path(__file__).resolve().parent}" describe --always --dirty --abbrev=40'
+            failed, commit = subprocess.getstatusoutput(git)
+            self.record = {
+                "args": {},
+                "versions": {module.__name__: module.__version__ for module in (gym, mujoco, np, torch)},
+                "device": torch.cuda.get_device_name() if self.args.cuda else "cpu",
+                "git_commit": "" if failed else commit,
+                "wandb_id": os.urandom(4).hex(),
+            }
+        self.record["args"] = vars(self.args)
+        with replacing(self.dir / "args.json") as file:
+            file.write(json.dumps(self.record, indent=2).encode())
 
-                if wandb.run is None:
-                    where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-                    where |= {"dir": self.dir, "id": self.wandb_id, "name": self.dir.name}
-                    wandb.init(**where, config=vars(self.args), resume="allow")
-                films = {k: wandb.Video(str(v)) for k, v in metrics.items() if isinstance(v, Path)}
-                wandb.log({"global_step": global_step} | metrics | films, step=global_step)
-            self.track = track
+    def start_wandb(self) -> object:
+        """The run of Weights & Biases that mirrors this one."""
+        import wandb
 
-    # ======== 10. Checkpoint: shared ========
-    def save(self, global_step: int, state: dict) -> None:
-        """Puts a checkpoint in place at one stroke and keeps the one before; a full disk costs neither."""
-        path, previous, new = (self.dir / f"checkpoint.{suffix}" for suffix in ("pt", "previous.pt", "new"))
-        state |= {"global_step": global_step, "wandb_id": self.wandb_id, "csv_bytes": {}}
-        with one_line(f"step {global_step}: no checkpoint", OSError, RuntimeError):  # torch's for a full disk
-            for record in self.dir.glob("*.csv"):
-                with open(record, "ab") as file:
-                    os.fsync(file.fileno())  # a power cut must not make it shorter than is said here
-                    state["csv_bytes"][record.name] = file.tell()
-            with open(new, "wb") as file:
-                torch.save(state, file)
+        where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity, "dir": self.dir}
+        identity = {"id": self.record["wandb_id"], "name": self.dir.name, "resume": "allow"}
+        return wandb.init(**where, **identity, config=vars(self.args))
+
+    def save_checkpoint(self) -> None:
+        """Replaces policy.pt and checkpoint.pt, each at one stroke."""
+        check_finite(**{name: value.numpy(force=True) for name, value in self.agent.state_dict().items()})
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        with replacing(self.dir / "policy.pt") as file:
+            torch.save(self.agent.actor.state_dict(), file)
+        with replacing(self.dir / "checkpoint.pt") as file:
+            torch.save(state, file)
+
+    def load_checkpoint(self) -> None:
+        """Puts every part back to where the checkpoint has it; CSV rows from after it will come again."""
+        path, csv_bytes = self.dir / "checkpoint.pt", {}
+        if path.exists():
+            state = read_checkpoint(path)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            csv_bytes = state["run"]["csv_bytes"]
+        for path in self.dir.glob("*.csv"):
+            os.truncate(path, csv_bytes.get(path.name, 0))
+
+    def state_dict(self) -> dict:
+        """The counts, PyTorch's generators, and the lengths of the CSV files, which are then on the disk."""
+        csv_bytes = {}
+        for path in self.dir.glob("*.csv"):
+            with open(path, "ab") as file:
                 os.fsync(file.fileno())
-            if path.exists():
-                path.replace(previous)
-            new.replace(path)
+                csv_bytes[path.name] = file.tell()
+        return {
+            "steps": (self.global_step, self.gradient_step, self.evaluated_step),
+            "elapsed": time.perf_counter() - self.started,
+            "losses": {name: float(value) for name, value in self.losses.items()},
+            "csv_bytes": csv_bytes,
+            "generator": torch.get_rng_state(),
+            "cuda_generators": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes up the counts and PyTorch's generators."""
+        self.global_step, self.gradient_step, self.evaluated_step = state["steps"]
+        self.elapsed, self.losses = state["elapsed"], state["losses"]
+        torch.set_rng_state(state["generator"])
+        if self.args.cuda:
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
+
+
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint whose checksums are right. It is data: reading it runs no code."""
+    with refusing(f"{path} is damaged; delete it to start over", Exception):
+        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not compare them
+        if damaged:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of another at one stroke, once it is whole and on the disk."""
+    new = path.with_suffix(".new")
+    try:
+        with open(new, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
         new.unlink(missing_ok=True)
 
 
-def load_checkpoint(run_dir: Path, repair: bool = False) -> dict:
-    """The newest sound checkpoint, {} if there never was one. It is data: loading it runs no code."""
-    paths = [run_dir / "checkpoint.pt", run_dir / "checkpoint.previous.pt"]
-    for path in filter(Path.exists, paths):
-        with one_line(f"{path} is damaged", Exception):
-            if damaged := zipfile.ZipFile(path).testzip():  # torch.load does not look at the CRC-32
-                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if repair:
-                path.replace(paths[0])  # or the next checkpoint would take the place of the only sound one
-            return saved
-    refuse(any(run_dir.glob("*.pt")), f"no checkpoint in {run_dir} is sound; delete them to start over")
-    return {}
-
-
 # ======== 11. Watching: shared ========
-def play(actor: Actor, env_id: str, episodes: int, seed: int, folder: Path | None, device) -> list | None:
-    """Returns of noise-free episodes in a window, or {folder}/rl-video-episode-{n}.mp4; None if it fails."""
-    needed = "libegl1 and libopengl0, or libosmesa6"
-    with one_line(f"cannot show {env_id}; MuJoCo needs {needed}", Exception, SystemExit):
-        if folder and sys.platform == "linux":
-            egl = all(map(ctypes.util.find_library, ("EGL", "OpenGL")))
-            os.environ.setdefault("MUJOCO_GL", "egl" if egl else "osmesa")
-        env = make_env(env_id, render_mode="rgb_array" if folder else "human")
-        if renderer := getattr(env.unwrapped, "mujoco_renderer", None):
-            follow = {"trackbodyid": 1} | (renderer.default_cam_config or {})  # 1 is the torso
-            renderer.default_cam_config = follow | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
-            renderer.camera_id = None  # by itself Gymnasium's camera stands still
-        env = gym.wrappers.RecordVideo(env, str(folder), lambda episode: True) if folder else env
+def show(agent: Agent, env_id: str, seed: int, folder: Path | None) -> float:
+    """Plays a noise-free episode in a window, or into {folder}/rl-video-episode-0.mp4; its return."""
+    if folder and sys.platform == "linux" and not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    needed = "MuJoCo's films need libegl1 and libopengl0, or libosmesa6 and MUJOCO_GL=osmesa"
+    with refusing(f"cannot show {env_id} ({needed})", Exception):
+        env = make_env(env_id, seed, render_mode="rgb_array" if folder else "human")
+        if hasattr(env.unwrapped, "mujoco_renderer"):
+            follow_the_robot(env.unwrapped)
+        if folder:
+            env = gym.wrappers.RecordVideo(env, str(folder), episode_trigger=lambda episode: True)
         with contextlib.closing(env):
-            return evaluate(actor, env, episodes, seed, device)
+            return sum(play(agent, env, seed))
+
+
+def follow_the_robot(env: gym.Env) -> None:
+    """Has the camera follow the torso, and makes the floor endless, off which it would run after 40 m."""
+    renderer = env.mujoco_renderer
+    camera = {"trackbodyid": 1} | (renderer.default_cam_config or {})
+    renderer.default_cam_config = camera | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
+    renderer.camera_id = None
+    env.model.geom_size[env.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, :2] = 0
+
+
+def load_policy(run_dir: str | Path) -> Agent:
+    """The agent of a run, its trained actor from policy.pt: agent.act(observation) is noise-free.
+
+    The observations and actions are those of make_env(agent.args.env_id, seed). The critics are untrained.
+    """
+    arguments = json.loads((Path(run_dir) / "args.json").read_text())["args"]
+    args = Args(**arguments | {"cuda": False})
+    env = make_env(args.env_id, args.seed)
+    agent = Agent(env.observation_space.shape[0], env.action_space.shape[0], args)
+    weights = torch.load(Path(run_dir) / "policy.pt", map_location="cpu", weights_only=True)
+    agent.actor.load_state_dict(weights)
+    return agent
 
 
 def watch(args: Args) -> None:
-    """Plays the policy of the run in --watch in a window or, without a display, into mp4 files."""
-    check(args)
-    run_dir, cpu = Path(args.watch), torch.device("cpu")
-    saved, path = load_checkpoint(run_dir), run_dir / "args.json"
-    refuse(not saved or not path.exists(), f"--watch {run_dir}: no run with a checkpoint there")
-    old = json.loads(path.read_text())["args"]
-    refuse(old.keys() != vars(args).keys(), f"--watch {run_dir}: that run is another script's")
-    agent = Agent(*saved["dimensions"], Args(**old))
-    agent.load_state_dict(saved["agent"])
-    window = sys.platform != "linux" or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
-    folder = None if window else run_dir / "videos" / f"watch-{saved['global_step']}"
-    returns = play(agent.actor, old["env_id"], args.watch_episodes, args.seed, folder, cpu) or sys.exit(2)
-    print("returns:", *(f"{episodic_return:.1f}" for episodic_return in returns))
-    print(*(folder / f"rl-video-episode-{n}.mp4" for n in range(len(returns)) if folder), sep="\n")
+    """Plays the policy of the run in --watch in a window or, without a display, into an mp4 file."""
+    run_dir, folder = Path(args.watch), None
+    problems = OSError, ValueError, KeyError, TypeError, RuntimeError
+    with refusing(f"--watch {run_dir}: no run of this script with a policy.pt", *problems):
+        agent = load_policy(run_dir)
+    if sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        folder = run_dir / "videos" / "watch"
+    print(f"return: {show(agent, agent.args.env_id, args.seed, folder):.1f}")
+    if folder:
+        print(f"film: {folder}/rl-video-episode-0.mp4")
 
 
-# ======== 12. Training: shared ========
-@torch.no_grad()
-def descend(optimizer: torch.optim.Adam, gradients: tuple[Tensor, ...]) -> None:
-    """optimizer.step() along these gradients of its own parameters, in a form that --compile can trace."""
+# ======== 12. Settings of PyTorch, and the optimizer's step: shared ========
+COMPILE_AFTER = 10_000  # gradient steps; compiling costs about as much as it saves in so many
+
+
+def configure_torch(args: Args) -> None:
+    """Seeds the generators, and has PyTorch compute fast and reproducibly."""
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # they are slow; threads that start later inherit it
+    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Adam) -> Tensor:
+    """A step of Adam down the loss, over the optimizer's own parameters alone; returns the gradient's norm.
+
+    This is loss.backward() and optimizer.step(), in a form that torch.compile takes as a whole.
+    """
     group, compiling = optimizer.param_groups[0], torch.compiler.is_compiling()
     parameters, (beta1, beta2) = group["params"], group["betas"]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad, state = gradient, optimizer.state[parameter]
+    gradients = torch.autograd.grad(loss, parameters)
+    for parameter in parameters:
+        state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-    steps, means, squares = map(list, zip(*(optimizer.state[p].values() for p in parameters), strict=True))
-    settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
+
+    states = [optimizer.state[parameter] for parameter in parameters]
+    steps, means, squares = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+    settings = {key: group[key] for key in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
     settings |= {"beta1": beta1, "beta2": beta2, "capturable": compiling, "fused": not compiling}
-    adam(parameters, list(gradients), means, squares, [], steps, **settings)
+    with torch.no_grad():
+        adam(parameters, list(gradients), means, squares, [], steps, **settings)
+        return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
-def replayed(learn: Callable, agent: Agent, args: Args) -> Callable[[int], dict[str, Tensor]]:
-    """learn(gradient_step) recorded as a CUDA graph, which launches all of its kernels at one stroke.
+class CompiledUpdate:
+    """agent.update, compiled after COMPILE_AFTER gradient steps; where that fails it goes on as it is."""
 
-    A replay runs no Python: each way through the branches on gradient_step, which these periods decide, has a
-    graph, and in it a place for its metrics and gradients. Noise is new, from the device's own generator.
-    """
-    periods = args.target_network_frequency, getattr(args, "policy_frequency", 1)
-    calls, graphs = {}, {}
-    torch.cuda.synchronize()
-    torch.cuda.set_stream(torch.cuda.Stream())  # as nothing can be recorded on the default one
+    def __init__(self, update: Callable, args: Args):
+        self.update, self.compiling, self.calls = update, args.compile, 0
+        # This loads Triton. It has to come before any film, as its LLVM crashes if OSMesa's is there first.
+        torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
+        torch.compiler.config.dynamic_sources = "L['gradient_step']"  # else it is compiled twice
+        options = {"fallback_random": True, "cpp_wrapper": True}  # the same noise; less Python
+        self.compiled = torch.compile(update, options=options)
 
-    def replay(gradient_step: int) -> dict[str, Tensor]:
-        way = tuple(gradient_step % period == 0 for period in periods)
-        calls[way] = calls.get(way, 0) + 1
-        if calls[way] <= 3:  # what is compiled or set up at first must not be recorded
-            return learn(gradient_step)
-        if way not in graphs:
-            graph, before = torch.cuda.CUDAGraph(), {p: p.grad for p in agent.parameters()}
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                metrics = learn(gradient_step)
-            graphs[way] = graph, metrics, {p: p.grad for p in before if p.grad is not before[p]}
-        graph, metrics, gradients = graphs[way]
-        graph.replay()
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+    def __call__(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
+        if not self.compiling or gradient_step <= COMPILE_AFTER:
+            return self.update(batch, gradient_step)
+        if self.calls == 0:
+            self.started = time.perf_counter()
+            tqdm.write("compiling the update, which takes up to a minute the first time")
+        try:
+            metrics = self.compiled(batch, gradient_step)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.compiling = False
+            tqdm.write(f"compiling failed, training goes on without it: {str(error).splitlines()[0]}")
+            return self.update(batch, gradient_step)
+        self.calls += 1
+        if self.calls == 2:  # as a delayed actor makes it two
+            tqdm.write(f"compiled in {time.perf_counter() - self.started:.0f} s")
         return metrics
 
-    return replay
+
+# ======== 13. Refusals: shared ========
+MAY_BE_ZERO = {"seed", "learning_starts", "gamma", "eval_frequency", "checkpoint_frequency"}
+MAY_BE_ZERO |= {"exploration_noise", "policy_noise", "noise_clip", "random_action_prob"}
+AT_MOST_ONE = {"gamma", "tau", "random_action_prob", "learning_rate", "policy_lr", "q_lr"}
 
 
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
-    zero = ("seed", "starts", "eval_frequency", "checkpoint_frequency", "gamma", "noise", "clip", "prob")
-    one = ("gamma", "tau", "prob", "rate", "lr")
     for name, value in vars(args).items():
-        if type(value) in (int, float):
-            least = -(2**32) if name == "target_entropy" else 0 if name.endswith(zero) else sys.float_info.min
-            most = 1 if name.endswith(one) else {"seed": 2**32 - 1, "threads": 2**10}.get(name, 2**63)
-            refuse(not least <= value <= most, f"--{name.replace('_', '-')} {value} is out of range")
-    batch, size = args.batch_size, args.buffer_size
-    refuse(batch > size, f"--batch-size {batch} is more than --buffer-size {size} can hold")
-    refuse(args.cuda and not torch.cuda.is_available(), "--cuda: PyTorch finds no CUDA device here")
-    refuse(args.cudagraphs and not args.cuda, "--cudagraphs needs --cuda")
-    compiler = any(map(shutil.which, ("c++", os.environ.get("CXX", "cl"))))
-    refuse(args.compile and not compiler, "--compile: there is no C++ compiler on the PATH")
-    refuse(args.resume and not args.run_dir, "--resume needs the --run-dir of the run")
+        if type(value) in (int, float) and name != "target_entropy":
+            enough = value > 0 or (value == 0 and name in MAY_BE_ZERO)
+            too_much = value == math.inf or (value > 1 and name in AT_MOST_ONE)
+            if too_much or not enough:
+                refuse(f"{flags({name})} {value} is out of range")
+    if args.batch_size > args.buffer_size:
+        refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")
+    if args.cuda and not torch.cuda.is_available():
+        refuse("--cuda: PyTorch finds no CUDA device here")
+    if args.resume and not args.run_dir:
+        refuse("--resume needs the --run-dir of the run")
 
 
-def train(args: Args) -> Path:
-    """Trains an agent, or resumes; returns the run's folder. FloatingPointError names what is not finite."""
-    check(args)
-    device, steps = torch.device("cuda" if args.cuda else "cpu"), args.total_timesteps
-    torch.set_flush_denormal(True)  # they are slow; the threads, still to be started, will inherit it
-    torch.set_num_threads(args.threads)
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
-    products, precision = torch.backends.mkldnn.matmul, "ieee"
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        # On AMD, oneDNN multiplies float32 matrices twice as fast as MKL. PyTorch gives it those that it may
-        # round to bfloat16. Kept from instructions for that, oneDNN computes them in float32 all the same.
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-        precision = "bf16"
-    env, eval_env, eval_seed = make_env(args.env_id), make_env(args.env_id), 10_000 * (1 + args.seed)
-    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    needed = 4 * args.buffer_size * (2 * obs_dim + action_dim + 2)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
-    memory = torch.cuda.mem_get_info()[1] if args.cuda else memory
-    refuse(needed > memory, f"--buffer-size needs {needed:,} bytes of the {memory:,} there are")
-
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    env.reset(seed=args.seed)
-    env.action_space.seed(args.seed)
-    generator, uniform = env.unwrapped.np_random.bit_generator, env.action_space.np_random.bit_generator
-    agent = Agent(obs_dim, action_dim, args).to(device)
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    run = Run(args)
-    saved = run.saved
-    update = agent.update
-    if args.compile:
-        torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would split the graph
-        options = {"fallback_random": True, "cpp_wrapper": not args.cuda}  # eager code's noise; less Python
-        options |= {"pattern_matcher": False, "size_asserts": False}  # biases apart from products; no checks
-        update = torch.compile(update, options=options)
-
-    def learn(gradient_step: int) -> dict[str, Tensor]:
-        return update(buffer.sample(args.batch_size), gradient_step)
-
-    learn = replayed(learn, agent, args) if args.cudagraphs else learn
-    optimizers = {name: value for name, value in vars(agent).items() if name.endswith("_optimizer")}
-    gradient_step, elapsed, latest = 0, 0.0, {"return": math.nan, "evaluation": math.nan}
-    metrics = dict.fromkeys(("actor_loss", "actor_gradient_norm"), math.nan)  # where the first are late
-    if saved:
-        gradient_step, elapsed, latest, metrics = saved["progress"]
-        for name, part in {"agent": agent, **optimizers}.items():
-            part.load_state_dict(deepcopy(saved[name]))  # a copy, as Adam would go on in the mapped file
-        buffer.rows[: len(saved["rows"])], buffer.added = saved["rows"], saved["added"]
-        generator.state, uniform.state = saved["environment"]
-        np.random.set_state(saved["numpy"][0])
-        torch.set_rng_state(saved["torch"])
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    # The generator's state before a reset and the actions since determine the environment's state. So a run
-    # may stop anywhere: on resuming, its last episode is played again up to there.
-    episode_start = generator.state, np.random.get_state()
-    actions = list(saved["actions"].numpy()) if saved else []
-    observation, _ = env.reset()
-    for action in actions:
-        observation, *_ = env.step(action)
-    if saved:
-        np.random.set_state(saved["numpy"][1])
-
-    signals, stopping, filming = [], False, args.capture_video  # a signal asks for a checkpoint and an end
-    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    signal.signal(signal.SIGINT, lambda number, _: os._exit(130) if signals else signals.append(number))
-    sizes = f"two hidden layers of {args.hidden_dim} on {device}, buffer of {needed:,} bytes"
-    print(f"{args.env_id}: {obs_dim} observations, {action_dim} actions, {sizes}")
-    global_step = last_step = saved.get("global_step", 0)
-    bar = tqdm(total=steps, initial=global_step, unit="step", disable=None, dynamic_ncols=True)
-    started = time.perf_counter() - elapsed
-
-    while global_step < steps and not stopping:
-        global_step += 1
-        learning = global_step > args.learning_starts
-        action = act(agent.explore, observation, device) if learning else env.action_space.sample()
-        next_observation, reward, terminated, truncated, info = env.step(action)
-        buffer.add(observation, action, next_observation, reward, terminated)
-        actions.append(action)
-        seen = observation.sum(dtype=float) + next_observation.sum(dtype=float)
-        checked = {"observation": seen, "action": action.sum(), "reward": reward}
-        observation = next_observation
-        bar.update()
-
-        products.fp32_precision = precision
-        for _ in range(args.gradient_steps if learning and global_step % args.train_frequency == 0 else 0):
-            gradient_step += 1
-            updated = learn(gradient_step)
-            metrics |= updated
-            checked |= {} if args.cuda else updated  # a GPU is not waited for: there the next action tells
-        products.fp32_precision = "ieee"  # for acting, as MKL is the faster with a single row
-        stopping = bool(signals)
-        saving = stopping or global_step == steps or global_step % (args.checkpoint_frequency or steps) == 0
-        evaluating = global_step % (args.eval_frequency or math.inf) == 0
-        if saving or evaluating or not all(map(math.isfinite, checked.values())):
-            checked |= {name: value.sum() for name, value in agent.state_dict().items()}
-        if broken := [name for name, value in checked.items() if not math.isfinite(value)]:
-            raise FloatingPointError(f"step {global_step}: not finite: {', '.join(broken)}")
-
-        if "episode" in info:
-            latest["return"] = float(info["episode"]["r"])
-            row = {"episodic_return": latest["return"], "episodic_length": info["episode"]["l"]}
-            run.write("charts/episodes", global_step, row)
-            episode_start, actions = (generator.state, np.random.get_state()), []
-            observation, _ = env.reset()
-            agent.start_episode()
-        if evaluating:
-            returns = evaluate(agent.actor, eval_env, args.eval_episodes, eval_seed, device)
-            latest["evaluation"] = float(np.mean(returns))
-            row = {"episodic_return": latest["evaluation"], "episodic_return_std": float(np.std(returns))}
-            row |= {f"return_{episode}": value for episode, value in enumerate(returns)}
-            run.write("eval/evaluations", global_step, row)
-        logging = global_step % args.log_frequency == 0
-        if logging or saving:
-            for name, optimizer in optimizers.items():
-                if gradients := [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]:
-                    metrics[name.replace("optimizer", "gradient_norm")] = nn.utils.get_total_norm(gradients)
-        if logging:
-            elapsed, last_elapsed = time.perf_counter() - started, elapsed
-            speed, last_step = (global_step - last_step) / (elapsed - last_elapsed), global_step
-            run.write("charts/timing", global_step, {"SPS": speed, "elapsed": elapsed})
-            if gradient_step:
-                row = {name: float(value) for name, value in metrics.items()}
-                row["buffer_size"] = min(buffer.added, args.buffer_size)
-                run.write("losses/losses", global_step, row)
-            bar.set_postfix(latest)
-            if bar.disable:
-                left = tqdm.format_interval((steps - global_step) / speed)
-                figures = ", ".join(f"{name} {value:.1f}" for name, value in latest.items())
-                print(f"step {global_step:,}: {speed:.0f} steps/s, {left} left, {figures}", flush=True)
-        if filming and global_step % args.video_frequency == 0:
-            folder = run.dir / "videos" / f"step-{global_step}"
-            if filming := play(agent.actor, args.env_id, 1, eval_seed, folder, device):  # or never again
-                run.mirror({"videos/evaluation": folder / "rl-video-episode-0.mp4"}, global_step)
-        if saving:
-            state = {name: part.state_dict() for name, part in {"agent": agent, **optimizers}.items()}
-            state |= {"dimensions": (obs_dim, action_dim), "added": buffer.added}
-            state["actions"] = torch.from_numpy(np.array(actions, np.float32))
-            state["progress"] = (gradient_step, time.perf_counter() - started, latest, metrics)
-            filled = buffer.rows[: buffer.added].numpy(force=True)  # as torch saves all that a slice is of
-            state |= {"rows": torch.from_numpy(filled), "torch": torch.get_rng_state()}
-            numpy = episode_start[1], np.random.get_state()
-            state["numpy"] = [(kind, words.tolist(), *rest) for kind, words, *rest in numpy]
-            state["environment"] = episode_start[0], uniform.state
-            state["cuda"] = [torch.cuda.get_rng_state()] if args.cuda else []
-            run.save(global_step, state)
-
-    bar.close()
-    run.lock.connection.close()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{global_step:,} of {steps:,} steps are done; the results are in {run.dir}")
-    if global_step < steps:
-        sys.exit(128 + signals[0])
-    return run.dir
+def refuse(reason: str) -> None:
+    """Ends the program with one line and exit status 2."""
+    tqdm.write(f"{Path(__file__).name}: error: {' '.join(reason.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
-# ======== 13. Command line: shared ========
+@contextlib.contextmanager
+def refusing(subject: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns these errors into refusals."""
+    try:
+        yield
+    except errors as error:
+        refuse(f"{subject}: {error}")
+
+
+def flags(names: set[str]) -> str:
+    """Arguments as one types them."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+
+
+# ======== 14. Command line: shared ========
 if __name__ == "__main__":
     arguments = tyro.cli(Args)
     try:
-        watch(arguments) if arguments.watch else train(arguments)
-    except FloatingPointError as error:
-        sys.exit(f"stopped at {error}")
+        if arguments.watch:
+            watch(arguments)
+        else:
+            train(arguments)
+    except (FloatingPointError, OSError) as error:
+        sys.exit(f"stopped: {error}")
