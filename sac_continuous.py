@@ -96,15 +96,10 @@ class Args:
 
 
 # ======== 4. Networks: shared ========
-class Linear(nn.Linear):
-    def forward(self, inputs):
-        return F.linear(inputs, self.weight) + self.bias
-
-
 def mlp(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
     """Two hidden layers of rectified units: (B, input_dim) -> (B, output_dim)."""
-    hidden = [Linear(input_dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, hidden_dim), nn.ReLU()]
-    return nn.Sequential(*hidden, Linear(hidden_dim, output_dim))
+    hidden = [nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(hidden_dim, output_dim))
 
 
 class QNetwork(nn.Module):
@@ -115,8 +110,7 @@ class QNetwork(nn.Module):
         self.net = mlp(obs_dim + action_dim, hidden_dim, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        hidden = self.net[:-1](torch.cat([observations, actions], dim=1))
-        return torch.mv(hidden, self.net[-1].weight[0]) + self.net[-1].bias
+        return self.net(torch.cat([observations, actions], dim=1)).squeeze(1)
 
 
 # ======== 4. Networks: this algorithm's own ========
@@ -295,7 +289,7 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> Batch:
         """A minibatch drawn uniformly, with replacement."""
         filled = min(self.added, self.capacity)
-        rows = torch.randint(2**62, (batch_size,)) % filled
+        rows = torch.randint(filled, (batch_size,), device=self.transitions.rewards.device)
         return Batch(*(field[rows] for field in self.transitions))
 
     def state_dict(self) -> dict:
