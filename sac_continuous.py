@@ -437,6 +437,7 @@ def check_finite(**values: np.ndarray | float) -> None:
 
 # ======== 10. Run: shared ========
 WANDB_PREFIXES = {"episodes": "charts", "timing": "charts", "losses": "losses", "evaluations": "eval"}
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}, random actions{postfix}]"
 ROUNDING = {"threads", "compile"}  # arguments that change results by rounding alone
 MAY_CHANGE = ROUNDING | {"total_timesteps", "run_dir", "resume", "checkpoint_frequency"}  # on resuming
 MAY_CHANGE |= {"capture_video", "watch", "track", "wandb_project_name", "wandb_entity"}
@@ -470,7 +471,7 @@ class Run:
         """Numbers the environment steps. In between: progress, films, checkpoints, signals."""
         total, self.started = self.args.total_timesteps, time.perf_counter() - self.elapsed
         handlers = {n: signal.signal(n, self.ask_to_stop) for n in (signal.SIGTERM, signal.SIGINT)}
-        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None, dynamic_ncols=True)
+        self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None, bar_format=BAR)
         try:
             self.start()
             while self.global_step < total and not self.signal:
@@ -504,6 +505,7 @@ class Run:
             self.film()
         if self.evaluation_is_due():
             self.evaluate()
+            self.save_checkpoint()
 
     def finish_step(self) -> None:
         """What follows a step, each at its own frequency."""
@@ -526,6 +528,7 @@ class Run:
         left = "random actions"
         if self.gradient_step > 0:
             self.log("losses", {name: float(value) for name, value in self.losses.items()})
+            self.bar.bar_format = None  # tqdm's own, with the time left
             left = tqdm.format_interval((self.args.total_timesteps - self.global_step) / speed) + " left"
         self.bar.set_postfix(self.returns)
         if self.bar.disable:
@@ -639,13 +642,17 @@ class Run:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             csv_bytes = state["run"]["csv_bytes"]
-        for path in self.dir.glob("*.csv"):
+        for path in self.csv_files():
             os.truncate(path, csv_bytes.get(path.name, 0))
+
+    def csv_files(self) -> list[Path]:
+        """Those that there are by now."""
+        return [path for name in WANDB_PREFIXES if (path := self.dir / f"{name}.csv").exists()]
 
     def state_dict(self) -> dict:
         """The counts, PyTorch's generators, and the lengths of the CSV files, which are then on the disk."""
         csv_bytes = {}
-        for path in self.dir.glob("*.csv"):
+        for path in self.csv_files():
             with open(path, "ab") as file:
                 os.fsync(file.fileno())
                 csv_bytes[path.name] = file.tell()
@@ -785,28 +792,40 @@ class CompiledUpdate:
 
     def __init__(self, update: Callable, args: Args):
         self.update, self.compiling, self.calls = update, args.compile, 0
-        # This loads Triton. It has to come before any film, as its LLVM crashes if OSMesa's is there first.
-        torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-        torch.compiler.config.dynamic_sources = "L['gradient_step']"  # else it is compiled twice
-        options = {"fallback_random": True, "cpp_wrapper": True}  # the same noise; less Python
-        self.compiled = torch.compile(update, options=options)
+        if self.compiling:
+            # This loads Triton, which must come before a film: its LLVM crashes where OSMesa's is already.
+            torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
+            torch.compiler.config.dynamic_sources = "L['gradient_step']"  # else it is compiled twice
+            options = {"fallback_random": True, "cpp_wrapper": True}  # the same noise; less Python
+            self.compiled = torch.compile(update, options=options)
 
     def __call__(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
         if not self.compiling or gradient_step <= COMPILE_AFTER:
             return self.update(batch, gradient_step)
         if self.calls == 0:
             self.started = time.perf_counter()
-            tqdm.write("compiling the update, which takes up to a minute the first time")
+            tqdm.write("compiling the update; the first time this can take a minute, and Ctrl-C waits for it")
         try:
-            metrics = self.compiled(batch, gradient_step)
+            with signals_later():  # they would end the compiler too
+                metrics = self.compiled(batch, gradient_step)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.compiling = False
             tqdm.write(f"compiling failed, training goes on without it: {str(error).splitlines()[0]}")
             return self.update(batch, gradient_step)
         self.calls += 1
-        if self.calls == 2:  # as a delayed actor makes it two
+        if self.calls == 2:  # with a delayed actor's step and without it
             tqdm.write(f"compiled in {time.perf_counter() - self.started:.0f} s")
         return metrics
+
+
+@contextlib.contextmanager
+def signals_later() -> Iterator[None]:
+    """Holds back SIGTERM and Ctrl-C, also from programs started here."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
 
 
 # ======== 13. Refusals: shared ========
