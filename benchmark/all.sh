@@ -1,4 +1,3 @@
 #!/usr/bin/env bash
-# Prints the grids of all algorithms, interleaved, or runs them with `run`; --help tells the rest (it is sweep.sh's).
-set -euo pipefail
-exec "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" "$@"
+# The grid of all three algorithms: printed, or run with `run`. sweep.sh has the variables.
+exec "$(dirname "$0")/sweep.sh" "$@"

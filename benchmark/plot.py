@@ -55,7 +55,7 @@ FREE_ARGUMENTS |= {"wandb_project_name", "wandb_entity"}
 STANDING_STILL = {"Ant-v4": 1000.9}
 NOTE = """
 Return of these runs: the mean over the evaluations in the last tenth of the steps that all seeds have.
-Published: mean ± standard deviation over seeds; benchmark/reference_returns.md says what each source measured.
+Published: mean ± standard deviation over seeds; reference_returns.md says what each source measured.
 """
 
 

@@ -1,4 +1,3 @@
 #!/usr/bin/env bash
-# Prints TD3's grid of training runs, or runs it with `run`; --help tells the rest (it is sweep.sh's).
-set -euo pipefail
-ALGORITHMS=td3 exec "$(dirname "${BASH_SOURCE[0]}")/sweep.sh" "$@"
+# TD3's grid of training runs: printed, or run with `run`. sweep.sh has the variables.
+ALGORITHMS=td3 exec "$(dirname "$0")/sweep.sh" "$@"
