@@ -58,7 +58,7 @@ CAN_COMPILE = sys.platform == "linux" and bool(shutil.which("c++")) and not torc
 class Args:
     """Trains Deep Deterministic Policy Gradient on a Gymnasium task, or plays what it learned (--watch)."""
 
-    learning_rate: float = 3e-4  # Adam's step size for the actor and the critic; lower it if losses blow up
+    learning_rate: float = 3e-4  # Adam's step size for all networks; lower it if the losses blow up
     learning_starts: int = 25_000  # steps of uniform actions first; more where the task is hard to explore
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which reach from -1 to 1
     ou_noise: bool = False  # the paper's Ornstein-Uhlenbeck noise instead: correlated in time, θ 0.15, σ 0.2

@@ -60,7 +60,7 @@ CAN_COMPILE = sys.platform == "linux" and bool(shutil.which("c++")) and not torc
 class Args:
     """Trains Twin Delayed DDPG on a Gymnasium task, or plays what it learned (--watch)."""
 
-    learning_rate: float = 3e-4  # Adam's step size for the actor and the critics; lower it if losses blow up
+    learning_rate: float = 3e-4  # Adam's step size for all networks; lower it if the losses blow up
     learning_starts: int = 25_000  # steps of uniform actions first; more where the task is hard to explore
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which reach from -1 to 1
     policy_noise: float = 0.2  # σ̃, std of the noise on the target's actions; 0 for DDPG's target
