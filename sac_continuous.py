@@ -362,6 +362,7 @@ class ResumableEnv(gym.Wrapper):
         self.generator_state = self.unwrapped.np_random.bit_generator.state
         self.actions = []
         self.observation, info = self.env.reset(**options)
+        check_finite(observation=self.observation)
         return self.observation, info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -403,7 +404,8 @@ def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
         refuse(f"--env-id {env_id}: its observations, {observations}, cannot be flattened")
 
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    env = gym.wrappers.TransformAction(env, lambda action: action.clip(actions.low, actions.high), actions)
+    env = gym.wrappers.RescaleAction(env, actions.dtype.type(-1), actions.dtype.type(1))  # may round beyond
     env = gym.wrappers.FlattenObservation(env)
     return ResumableEnv(env, seed)
 
@@ -675,8 +677,8 @@ class Run:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A checkpoint whose checksums are right. It is data: reading it runs no code."""
-    with refusing(f"{path} is damaged; delete it to start over", Exception):
+    """What torch.save wrote, its checksums compared. It is data: reading it runs no code."""
+    with refusing(f"{path} is missing or damaged", Exception):
         damaged = zipfile.ZipFile(path).testzip()  # torch.load does not compare them
         if damaged:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
@@ -714,12 +716,15 @@ def show(agent: Agent, env_id: str, seed: int, folder: Path | None) -> float:
 
 
 def follow_the_robot(env: gym.Env) -> None:
-    """Has the camera follow the torso, and makes the floor endless, off which it would run after 40 m."""
+    """Has the camera follow the torso, and makes the floor endless, which a runner leaves after 40 m."""
     renderer = env.mujoco_renderer
     camera = {"trackbodyid": 1} | (renderer.default_cam_config or {})
     renderer.default_cam_config = camera | {"type": mujoco.mjtCamera.mjCAMERA_TRACKING}
     renderer.camera_id = None
-    env.model.geom_size[env.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE, :2] = 0
+    planes = env.model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    env.model.geom_size[planes, :2] = 0
+    materials = env.model.geom_matid[planes]  # -1 for none
+    env.model.mat_texrepeat[materials[materials >= 0]] = 1  # its pattern repeats each metre there
 
 
 def load_policy(run_dir: str | Path) -> Agent:
@@ -731,8 +736,7 @@ def load_policy(run_dir: str | Path) -> Agent:
     args = Args(**arguments | {"cuda": False})
     env = make_env(args.env_id, args.seed)
     agent = Agent(env.observation_space.shape[0], env.action_space.shape[0], args)
-    weights = torch.load(Path(run_dir) / "policy.pt", map_location="cpu", weights_only=True)
-    agent.actor.load_state_dict(weights)
+    agent.actor.load_state_dict(read_checkpoint(Path(run_dir) / "policy.pt"))
     return agent
 
 
@@ -837,10 +841,10 @@ AT_MOST_ONE = {"gamma", "tau", "random_action_prob", "learning_rate", "policy_lr
 def check(args: Args) -> None:
     """Refuses values that cannot be meant."""
     for name, value in vars(args).items():
-        if type(value) in (int, float) and name != "target_entropy":
-            enough = value > 0 or (value == 0 and name in MAY_BE_ZERO)
-            too_much = value == math.inf or (value > 1 and name in AT_MOST_ONE)
-            if too_much or not enough:
+        if type(value) in (int, float):
+            enough = value > 0 or (value == 0 and name in MAY_BE_ZERO) or name == "target_entropy"
+            too_much = value > 1 and name in AT_MOST_ONE
+            if too_much or not enough or not math.isfinite(value):
                 refuse(f"{flags({name})} {value} is out of range")
     if args.batch_size > args.buffer_size:
         refuse(f"--batch-size {args.batch_size} is more than --buffer-size {args.buffer_size} can hold")

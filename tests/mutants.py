@@ -153,7 +153,10 @@ MUTANTS = [
     Mutant(ALL, "run.gradient_step += 1", "run.gradient_step = global_step", LOOP),
     # Environment and evaluation
     Mutant(
-        ALL, "env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))\n", "pass\n", EQUATIONS
+        ALL,
+        "env = gym.wrappers.RescaleAction(env, actions",
+        "gym.wrappers.RescaleAction(env, actions",
+        EQUATIONS,
     ),
     Mutant(ALL, "        env.reset(seed=seed)\n", "        env.reset(seed=0)\n", RUN),
     Mutant(ALL, "        self.action_space.seed(seed)\n", "        self.action_space.seed(0)\n", RUN),
@@ -242,9 +245,9 @@ MUTANTS = [
         UPDATE,
     ),
     Mutant(ALL, "    if args.batch_size > args.buffer_size:\n", "    if False:\n", REFUSALS),
-    Mutant(ALL, "            if too_much or not enough:\n", "            if not enough:\n", REFUSALS),
+    Mutant(ALL, "            if too_much or not enough or not math.isfinite(value):\n", "            if not enough:\n", REFUSALS),
     Mutant(ALL, "    sys.exit(2)\n", "    sys.exit(1)\n", REFUSALS),
-    Mutant(ALL, "    agent.actor.load_state_dict(weights)\n", "", WATCH),
+    Mutant(ALL, "    agent.actor.load_state_dict(read_checkpoint(Path(run_dir) / \"policy.pt\"))\n", "", WATCH),
     Mutant(
         ALL,
         "except torch._dynamo.exc.TorchDynamoException as error",

@@ -1,90 +1,121 @@
-"""Compiled updates, and updates on a GPU, against eager ones on the CPU: the same within float32 rounding."""
+"""The compiled update against the eager one: equal within rounding, begun in mid-run, and never needed."""
 
+import csv
+import importlib
+import os
 import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import run
-from test_environment import rows
+import tyro
+from conftest import SCRIPTS
+from torch._dynamo.callback import callback_handler
+from torch._inductor.utils import fresh_cache
+from twenty_kills import differences, results
 
-OBS_DIM, ACTION_DIM, STEPS = 5, 2, 6
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-def learn(script, device: str, compiled: bool) -> list[dict]:
-    """Weights and metrics after each of some gradient steps from the same start, batches and generator."""
-    torch.manual_seed(3)
-    agent = script.Agent(OBS_DIM, ACTION_DIM, script.Args(hidden_dim=32)).to(device)
-    batches = []
-    for _ in range(STEPS):
-        observations, next_observations = torch.randn(2, 16, OBS_DIM)
-        actions, rewards = torch.rand(16, ACTION_DIM) * 2 - 1, torch.randn(16)
-        batches.append(script.Batch(observations, actions, rewards, next_observations, rewards.gt(1).float()))
-    options = {"fallback_random": True, "cpp_wrapper": device == "cpu"}  # as train has them
-    options |= {"pattern_matcher": False, "size_asserts": False}
-    update = torch.compile(agent.update, options=options) if compiled else agent.update
-    history = []
-    for step, batch in enumerate(batches, 1):
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            metrics = update(script.Batch(*(column.to(device) for column in batch)), step)
-        state = {name: value.detach().cpu().double().clone() for name, value in agent.state_dict().items()}
-        history.append(state | {name: value.detach().cpu().double() for name, value in metrics.items()})
-    return history
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+FLAGS = (
+    "--env-id Pendulum-v1 --hidden-dim 8 --batch-size 16 --learning-starts 20 --total-timesteps 32 --seed 3"
+)
+FLAGS += " --log-frequency 1 --eval-frequency 0 --threads 1 --no-cuda --resume"  # 12 gradient steps
+EAGER = 6  # of them come before the update is compiled
 
 
-def compare(ours: list[dict], theirs: list[dict]) -> None:
-    """Adam divides by the root of the squared gradient, so rounding of small ones is the largest error."""
-    for step, (one, other) in enumerate(zip(ours, theirs, strict=True), 1):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5), (step, name)
-
-
-@needs_compiler
-def test_compiled_updates_match_eager_ones(script):
-    """With the same noise, so it is drawn anew in every call; and without a break in the graph."""
+def train(name: str, run_dir: Path, flags: str, meanwhile: Callable = int, eager_steps: int = EAGER) -> str:
+    """Trains in this process, as if it were a new one, and calls `meanwhile` when compiling begins; returns
+    what it printed."""
+    script = importlib.import_module(name)
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    eager = learn(script, "cpu", False)
-    compare(learn(script, "cpu", True), eager)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert not torch._dynamo.utils.counters["graph_break"]
-    moved = [name for name in eager[0] if not torch.equal(eager[0][name], eager[-1][name])]
-    assert any(name.startswith("actor.") for name in moved)
-    assert any(name.startswith("qf1.") for name in moved)
+    callback_handler.register_start_callback(lambda _: meanwhile())
+    output = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "COMPILE_AFTER", eager_steps)
+        patch.setattr(script.tqdm, "write", lambda line, **_: output.append(line))
+        script.train(tyro.cli(script.Args, args=f"{FLAGS} --run-dir {run_dir} {flags}".split()))
+    return "\n".join(output)
 
 
-@needs_gpu
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_updates_on_a_gpu_match_those_on_the_cpu(script, compiled, monkeypatch):
-    torch._dynamo.reset()
-    torch.manual_seed(4)
-    noise = {"cpu": torch.randn(16, ACTION_DIM)}  # always the same, as a GPU has another generator
-    noise["cuda"] = noise["cpu"].cuda()
-    monkeypatch.setattr(torch, "randn_like", lambda tensor: noise[tensor.device.type][: len(tensor)])
-    eager = learn(script, "cpu", False)
-    compare(learn(script, "cuda", compiled), eager)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Callable:
+    """runs(script) is the folders of a run that is not compiled and of one that is, and what that printed."""
+    known = {}
+
+    def both(name: str) -> tuple[Path, Path, str]:
+        if name not in known:
+            folder = tmp_path_factory.mktemp(name)
+            train(name, folder / "eager", "--no-compile")
+            torch._dynamo.utils.counters.clear()
+            known[name] = folder / "eager", folder / "compiled", train(name, folder / "compiled", "--compile")
+        return known[name]
+
+    return both
 
 
-@needs_compiler
-def test_a_compiled_run_resumes_exactly_and_learns_as_an_eager_one(tmp_path):
-    flags = "--env-id Pendulum-v1 --learning-starts 40 --batch-size 16 --hidden-dim 16 --log-frequency 10 "
-    flags += "--threads 1 --no-cuda --eval-frequency 50 --eval-episodes 1 --resume"
-    for name, steps, flag in (
-        ("whole", 100, "--compile"),
-        ("parts", 70, "--compile"),
-        ("parts", 100, "--compile"),
-        ("eager", 100, "--no-compile"),
-    ):
-        ended = run(
-            "sac_continuous", *flags.split(), flag, "--total-timesteps", steps, "--run-dir", tmp_path / name
-        )
-        assert ended.returncode == 0, ended.stderr
-    for name in ("losses.csv", "evaluations.csv"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-    compiled, eager = (rows(tmp_path / name / "losses.csv") for name in ("whole", "eager"))
-    assert len(compiled) == len(eager) == 6
-    for ours, theirs in zip(compiled, eager, strict=True):
-        for name, value in ours.items():
-            assert float(value) == pytest.approx(float(theirs[name]), rel=1e-2, abs=1e-3), name
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    with open(run_dir / "losses.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_compiled_updates_equal_eager_ones(name, runs):
+    """With the same noise, drawn anew in every call; in one graph, or two where the actor is delayed."""
+    counters = torch._dynamo.utils.counters
+    eager, compiled, output = runs(name)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1 + name.startswith("td3")
+    begins, ends = output.lower().index("compiling"), output.lower().index("compiled in")
+    assert begins < ends
+
+    ours, theirs = rows(compiled), rows(eager)
+    assert len(ours) == len(theirs) == 12
+    assert str(ours[:EAGER]) == str(theirs[:EAGER])
+    assert str(ours) != str(theirs)  # rounding tells that something was compiled
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5, nan_ok=True)
+    for file in ("checkpoint.pt", "policy.pt"):
+        one, other = (torch.load(folder / file, weights_only=True) for folder in (compiled, eager))
+        weights = one.get("agent", one), other.get("agent", other)
+        torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+
+def test_resumed_across_the_compilation(runs, tmp_path):
+    """Once before it begins, and again as soon as it has ended, by a SIGTERM that came in the middle of it.
+    A Ctrl-C in a terminal goes to the compiler too, which must outlive it."""
+    _, compiled, _ = runs("sac_continuous")
+    train("sac_continuous", tmp_path / "run", "--compile --total-timesteps 24")
+    survived = []
+
+    def interrupt() -> None:
+        compiler = subprocess.Popen(["sleep", "0.1"])
+        compiler.send_signal(signal.SIGINT)
+        survived.append(compiler.wait() == 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train("sac_continuous", tmp_path / "run", "--compile", interrupt)
+    assert survived == [True]
+    assert len(rows(tmp_path / "run")) == EAGER + 1
+    train("sac_continuous", tmp_path / "run", "--compile")
+    assert not differences(tmp_path / "run", results(compiled))
+
+
+def test_without_a_working_compiler_training_goes_on(runs, tmp_path):
+    """With one line, and the bytes of a run that was not meant to be compiled."""
+    eager, _, _ = runs("ddpg_continuous")
+    with fresh_cache(), torch._inductor.config.patch({"cpp.cxx": (None, "false")}):
+        output = train("ddpg_continuous", tmp_path / "run", "--compile")
+    _, _, failure = output.splitlines()
+    assert "fail" in failure
+    assert not differences(tmp_path / "run", results(eager))
+
+
+def test_a_short_run_is_not_compiled(runs, tmp_path):
+    """It would take longer than it saves."""
+    eager, _, _ = runs("ddpg_continuous")
+    output = train("ddpg_continuous", tmp_path / "run", "--compile", eager_steps=12)
+    assert len(output.splitlines()) == 1
+    assert not differences(tmp_path / "run", results(eager))

@@ -1,47 +1,37 @@
-"""Training: seeds, flags, counters, the record of a run, its terminal, Weights & Biases, and how it stops.
+"""Training: seeds, settings, when it learns, the record of a run, its terminal, wandb, and broken numbers.
 
-The small environments are those of test_environment.
+The small environments are those of test_environment. What all three scripts share is tested on one.
 """
 
 import dataclasses
-import fcntl
-import functools
 import importlib
 import importlib.metadata
+import io
 import json
 import math
-import os
-import platform
-import pty
 import re
+import runpy
 import shutil
-import signal
-import statistics
-import struct
 import subprocess
 import sys
-import termios
 import types
 from itertools import pairwise
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, run
-from test_environment import COUNTER, Counter, Steady, process_as_it_was, quick_train, register, rows
+from conftest import ROOT
+from test_environment import COUNTER, Counter, Steady, quick_train, register, rows, steps
+
+import ddpg_continuous as ddpg
+import sac_continuous as sac
 
 RECORD = ("episodes.csv", "evaluations.csv", "losses.csv")  # the same bytes for the same seed
-LOSSES = {  # what losses.csv has besides global_step
-    "ddpg_continuous": {"qf1_values", "qf1_loss", "actor_loss", "target_q", "buffer_size"}
-    | {"actor_gradient_norm", "q_gradient_norm"},
-}
-LOSSES["td3_continuous"] = LOSSES["ddpg_continuous"] | {"qf2_values", "qf2_loss"}
-LOSSES["sac_continuous"] = LOSSES["td3_continuous"] | {"alpha", "alpha_loss", "entropy", "std"}
-LOSSES["sac_continuous"] |= {"alpha_gradient_norm"}
-QUICK = ["--hidden-dim", "8", "--batch-size", "8", "--buffer-size", "1000", "--threads", "1", "--no-cuda"]
-QUICK += ["--eval-episodes", "1"]
+LOSSES = {"ddpg_continuous": {"qf1_values", "qf1_loss", "target_q", "actor_loss"}}  # columns of losses.csv
+LOSSES["ddpg_continuous"] |= {"global_step", "q_gradient_norm", "actor_gradient_norm"}
+LOSSES["td3_continuous"] = LOSSES["ddpg_continuous"] | {"qf2_values", "qf2_loss", "qf_loss"}
+LOSSES["sac_continuous"] = LOSSES["td3_continuous"] | {"alpha", "alpha_loss", "entropy"}
 
 
 def record(run_dir: Path) -> dict[str, bytes]:
@@ -49,7 +39,7 @@ def record(run_dir: Path) -> dict[str, bytes]:
     return {name: (run_dir / name).read_bytes() for name in RECORD}
 
 
-# ---- Seeds ----
+# ---- Seeds and settings ----
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(script, tmp_path):
@@ -65,698 +55,329 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(script, tmp_path):
     assert all(runs[0][name] != runs[2][name] for name in RECORD)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 is known to flush")
-@pytest.mark.parametrize("trained, left", [(False, 2**20), (True, 0)])
-def test_training_flushes_denormals_in_every_thread(trained, left, tmp_path):
-    """The product is shared by two threads, of which one is started by it."""
-    train = (
-        f"train(Args(env_id='Pendulum-v1', total_timesteps=2, threads=2, run_dir={str(tmp_path / 'run')!r}))"
-    )
-    code = f"from sac_continuous import *; {train if trained else 'torch.set_num_threads(2)'}; "
-    code += "print(torch.count_nonzero(torch.full((2**20,), 1e-39) * 0.5).item())"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(ended.stdout.split()[-1]) == left
+def test_the_seed_reaches_all_that_is_random(tmp_path):
+    """The networks, the noise, the random actions, and where episodes start."""
+    found = []
+    for seed in (1, 2):
+        options = {"env_id": "Pendulum-v1", "total_timesteps": 5, "seed": seed}
+        run_dir = quick_train(ddpg, tmp_path / str(seed), **options)
+        state = torch.load(run_dir / "checkpoint.pt")
+        observations, actions, *_ = state["buffer"]["transitions"]
+        found.append([*state["agent"].values(), state["run"]["generator"], observations[0], actions[0]])
+    for one, two in zip(*found, strict=True):
+        assert not torch.equal(one, two) or not one.any()  # the noise's own memory starts at 0
 
 
-def test_equal_seeds_give_equal_bytes_in_two_processes(tmp_path, monkeypatch):
-    """So do two processes, in two places and with two hash seeds."""
-    runs = []
-    for number in ("1", "2"):
-        monkeypatch.setenv("PYTHONHASHSEED", number)
-        folder = tmp_path / number
-        folder.mkdir()
-        options = (
-            "--env-id Hopper-v4 --total-timesteps 150 --learning-starts 80 --eval-frequency 50 --run-dir run"
-        )
-        done = run("sac_continuous", *options.split(), "--log-frequency", 10, *QUICK, cwd=folder)
-        assert done.returncode == 0, done.stderr
-        runs.append(record(folder / "run"))
-    assert all(len(content) > 80 for content in runs[0].values())
-    assert runs[0] == runs[1]
+@pytest.mark.parametrize("threads, deterministic", [(2, True), (1, False)])
+def test_settings_of_pytorch(threads, deterministic, tmp_path):
+    """Those of the flags; and numbers too small for all their digits, which are slow, count as 0."""
+    torch.use_deterministic_algorithms(not deterministic)
+    can_flush = torch.set_flush_denormal(False)
+    options = {"threads": threads, "torch_deterministic": deterministic}
+    quick_train(ddpg, tmp_path / "run", total_timesteps=5, **options)
+    assert torch.get_num_threads() == threads
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert not can_flush or torch.tensor([1e-39]).mul(0.5).item() == 0
 
 
-class Dice(Steady):
-    """An environment of the old kind: it draws from NumPy's global generator, at resets and at steps."""
-
-    def reset(self, *, seed=None, options=None):
-        self.length = np.random.randint(5, 9)
-        return super().reset(seed=seed)
-
-    def step(self, action):
-        _, reward, *_ = super().step(action)
-        return np.float32([np.random.random()]), reward, self.steps == self.length, False, {}
+OWN = [("ddpg_continuous", {"ou_noise": True, "random_action_prob": 0.5})]
+OWN += [("td3_continuous", {"clipped_double_q": False}), ("sac_continuous", {"autotune": False})]
 
 
-def test_an_environment_that_draws_from_numpys_generator(script, tmp_path):
-    """It goes on as it would have, wherever the run was stopped; evaluations leave the generator alone."""
-    options = {"env_id": register(Dice), "log_frequency": 1}
-    whole = record(quick_train(script, tmp_path / "whole", **options))
-    for steps in (33, 94, 130):
-        quick_train(script, tmp_path / "parts", **options, resume=True, total_timesteps=steps)
-    assert record(tmp_path / "parts") == whole
-    evaluated = record(quick_train(script, tmp_path / "evaluated", **options, eval_frequency=9))
-    assert [evaluated[name] for name in RECORD if name != "evaluations.csv"] == [
-        whole[name] for name in RECORD if name != "evaluations.csv"
-    ]
-
-
-def test_an_agent_that_draws_from_numpys_generator(script, tmp_path, monkeypatch):
-    """Stopped in the middle of an episode, it draws next what it would have drawn."""
-    explore = script.Agent.explore
-
-    def noise(self, observation):
-        return explore(self, observation) * np.random.random()
-
-    monkeypatch.setattr(script.Agent, "explore", noise)
-    options = {"env_id": register(Steady), "log_frequency": 1}
-    whole = record(quick_train(script, tmp_path / "whole", **options))
-    for steps in (67, 94, 130):  # an episode has four steps
-        quick_train(script, tmp_path / "parts", **options, resume=True, total_timesteps=steps)
-    assert record(tmp_path / "parts") == whole
-
-
-# ---- Flags ----
-
-
-class Filmed(Steady):
-    """Steady, with a picture to film."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
-
-    def __init__(self, render_mode=None):
-        super().__init__()
-        self.render_mode = render_mode
-
-    def render(self):
-        return np.full((64, 64, 3), 50 * self.steps, np.uint8)
-
-
-FILMED = register(Filmed)
-
-
-def boolean_flags(script: str) -> list[str]:
-    """The names of a script's boolean arguments."""
-    fields = dataclasses.fields(importlib.import_module(script).Args)
-    return [field.name for field in fields if field.type in (bool, "bool")]
-
-
-def test_boolean_flags_are_found():
-    """The list that the next test goes through is not empty, and has each algorithm's own."""
-    assert {"track", "cuda", "compile", "capture_video", "torch_deterministic", "resume"} <= set(
-        boolean_flags("ddpg_continuous")
-    )
-    assert "ou_noise" in boolean_flags("ddpg_continuous")
-    assert "clipped_double_q" in boolean_flags("td3_continuous")
-    assert "autotune" in boolean_flags("sac_continuous")
-
-
-@pytest.mark.parametrize(
-    "name, flag", [(name, flag) for name in SCRIPTS for flag in [None, *boolean_flags(name)]]
-)
-def test_every_boolean_flag_both_ways(name, flag, tmp_path, monkeypatch):
-    """With all flags as by default, and with each one turned, a run learns, logs, evaluates and ends."""
-    script = importlib.import_module(name)
-    values = {each: getattr(script.Args(), each) for each in boolean_flags(name)}
-    if flag:
-        values[flag] = not values[flag]
-    values["cuda"] |= values["cudagraphs"]  # on a CPU test_cudagraphs.py emulates them
-    if values["cuda"] and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    if values["compile"] and name != "td3_continuous":
-        # Half a minute for machine code is spent on one script alone, whose update has branches.
-        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    # Evaluations, films and checkpoints come before and after learning_starts, which is 60.
-    frequencies = {
-        "eval_frequency": 35,
-        "video_frequency": 45,
-        "checkpoint_frequency": 50,
-        "eval_episodes": 2,
-    }
-    try:
-        run_dir = quick_train(script, tmp_path / "run", env_id=FILMED, **frequencies, **values)
-    finally:
-        if values["track"]:
-            sys.modules["wandb"].finish()
-
+@pytest.mark.parametrize("name, changes", OWN)
+def test_each_algorithms_own_switches(name, changes, tmp_path):
+    """A run learns with them turned; and α stays where it is told to."""
+    run_dir = quick_train(importlib.import_module(name), tmp_path / "run", **changes)
     losses = rows(run_dir / "losses.csv")
     assert [row["global_step"] for row in losses] == [80, 100, 120]
     assert all(math.isfinite(value) for row in losses for value in row.values())
-    assert [row["global_step"] for row in rows(run_dir / "evaluations.csv")] == [35, 70, 105]
-    assert torch.load(run_dir / "checkpoint.pt", weights_only=True)["global_step"] == 130
-    saved = json.loads((run_dir / "args.json").read_text())["args"]
-    assert {each: saved[each] for each in values} == values
-    assert bool(list(run_dir.rglob("*.mp4"))) == values["capture_video"]
-    assert bool(list(run_dir.rglob("*.wandb"))) == values["track"]
     if name == "sac_continuous":
-        alphas = {row["alpha"] for row in losses}
-        assert len(alphas) == (3 if values["autotune"] else 1)
+        assert [row["alpha"] for row in losses] == pytest.approx([0.2] * 3)
 
 
-COUNTS = [  # total_timesteps, learning_starts, train_frequency, gradient_steps
-    (100, 60, 1, 1),
-    (20, 0, 1, 1),
-    (100, 61, 7, 3),
-    (100, 63, 7, 1),
-    (50, 60, 1, 1),
-]
+# ---- When it learns ----
 
 
 @pytest.fixture
 def updates(script, monkeypatch) -> list:
-    """(environment steps so far, gradient_step, batch, did the actor change) of every update; on COUNTER."""
+    """(environment steps so far, gradient_step, batch, metrics) of every update; on COUNTER."""
     Counter.history.clear()
     made, update = [], script.Agent.update
 
     def noting(self, batch, gradient_step):
-        before = [parameter.clone() for parameter in self.actor.parameters()]
         metrics = update(self, batch, gradient_step)
-        changed = not all(map(torch.equal, before, self.actor.parameters()))
-        made.append((len(Counter.history), gradient_step, batch, changed))
+        made.append((len(Counter.history), gradient_step, batch, metrics))
         return metrics
 
     monkeypatch.setattr(script.Agent, "update", noting)
     return made
 
 
-@pytest.mark.parametrize("total, starts, frequency, gradient_steps", COUNTS)
-def test_when_gradient_steps_are_taken(script, total, starts, frequency, gradient_steps, tmp_path, updates):
-    """After learning_starts, every train_frequency steps, gradient_steps updates, on fresh minibatches."""
+@pytest.mark.parametrize("script", [ddpg], ids=["ddpg_continuous"])
+@pytest.mark.parametrize(
+    "total, starts, frequency, gradient_steps",
+    [(100, 60, 1, 1), (20, 0, 1, 1), (100, 61, 7, 3), (100, 63, 7, 1), (50, 60, 1, 1)],
+)
+def test_when_gradient_steps_are_taken(
+    script, total, starts, frequency, gradient_steps, tmp_path, updates, monkeypatch
+):
+    """After learning_starts the agent explores, and every train_frequency steps there are gradient_steps
+    updates, counted from 1 on, each on a minibatch of its own."""
+    explored, explore = [], script.Agent.explore
+
+    def noting(self, observation):
+        explored.append((len(Counter.history) + 1, explore(self, observation)))
+        return explored[-1][1]
+
+    monkeypatch.setattr(script.Agent, "explore", noting)
     options = {"total_timesteps": total, "learning_starts": starts, "train_frequency": frequency}
-    options |= {"gradient_steps": gradient_steps, "batch_size": 16, "log_frequency": 10}
-    run_dir = quick_train(script, tmp_path / "run", **options)
+    quick_train(script, tmp_path / "run", **options, gradient_steps=gradient_steps, batch_size=16)
     phases = [step for step in range(1, total + 1) if step > starts and step % frequency == 0]
     wanted = [step for step in phases for _ in range(gradient_steps)]
     assert [step for step, *_ in updates] == wanted
     assert [number for _, number, *_ in updates] == list(range(1, len(wanted) + 1))
     assert all(len(batch.rewards) == 16 for _, _, batch, _ in updates)
-    if total > 50:  # the first batches of a nearly empty buffer may well be equal
+    if starts > 0:  # the first batches of a nearly empty buffer may well be equal
         assert not any(torch.equal(a[2].rewards, b[2].rewards) for a, b in pairwise(updates))
 
-    logged = list(range(10, total + 1, 10))
-    assert [row["global_step"] for row in rows(run_dir / "timing.csv")] == logged
-    if phases:
-        losses = [row["global_step"] for row in rows(run_dir / "losses.csv")]
-        assert losses == [step for step in logged if step >= phases[0]]
-    else:
-        assert not (run_dir / "losses.csv").exists() or not (run_dir / "losses.csv").read_text()
-
-
-@pytest.mark.parametrize("script", [importlib.import_module("td3_continuous")], ids=["td3_continuous"])
-@pytest.mark.parametrize("period", [1, 2, 3])
-def test_policy_delay_counts_gradient_steps(script, period, tmp_path, updates):
-    """TD3's actor moves at every policy_frequency-th update, not environment step."""
-    quick_train(script, tmp_path / "run", train_frequency=2, gradient_steps=3, policy_frequency=period)
-    assert len(updates) == 105
-    assert [changed for *_, changed in updates] == [number % period == 0 for _, number, _, _ in updates]
+    assert [step for step, _ in explored] == list(range(starts + 1, total + 1))
+    for step, action in explored:
+        _, _, received, _ = Counter.history[step - 1]
+        np.testing.assert_allclose(received, [1 + 2 * action[0], 2.25 + 0.25 * action[1]], rtol=1e-6)
 
 
 # ---- The record ----
 
 
-def test_columns_of_the_record(script, tmp_path, updates, monkeypatch):
-    """All that ALGORITHMS.md promises is there, global_step first, and the columns agree with each other."""
-    agents, update = [], script.Agent.update
+def test_losses_csv_has_the_latest_of_each_metric(script, tmp_path, updates):
+    """Learning starts just before the first row: TD3's actor has not moved yet."""
+    run_dir = quick_train(script, tmp_path / "run", learning_starts=79)
+    losses, latest = rows(run_dir / "losses.csv"), {}
+    assert [row["global_step"] for row in losses] == [80, 100, 120]
+    for step, gradient_step, _, metrics in updates:
+        assert gradient_step == step - 79
+        latest |= {name: float(value) for name, value in metrics.items()}
+        for row in losses:
+            if row["global_step"] == step:
+                assert row.keys() == LOSSES[script.__name__]
+                moved = {name: value for name, value in row.items() if not math.isnan(value)}
+                assert moved == {"global_step": step} | latest
+    assert all(math.isfinite(value) for value in losses[-1].values())
+    if "qf_loss" in latest:
+        assert row["qf_loss"] == pytest.approx((row["qf1_loss"] + row["qf2_loss"]) / 2)
 
-    def noting(self, *arguments):
-        agents.append(self)
-        return update(self, *arguments)
 
-    monkeypatch.setattr(script.Agent, "update", noting)
-    run_dir = quick_train(
-        script, tmp_path / "run", total_timesteps=120, buffer_size=100, eval_frequency=40, eval_episodes=3
-    )
-    for name in (*RECORD, "timing.csv"):
-        assert (run_dir / name).read_text().startswith("global_step,"), name
-    assert rows(run_dir / "episodes.csv")[0].keys() == {"global_step", "episodic_return", "episodic_length"}
+def test_columns_of_the_record(tmp_path):
+    run_dir = quick_train(ddpg, tmp_path / "run", eval_frequency=50, eval_episodes=2)
+    columns = {path.name: path.read_text().split("\n")[0] for path in run_dir.glob("*.csv")}
+    returns = "episodic_return,episodic_return_std,discounted_return,return_0,return_1"
+    assert columns.pop("losses.csv").startswith("global_step,")
+    assert columns == {
+        "episodes.csv": "global_step,episodic_return,episodic_length",
+        "evaluations.csv": f"global_step,{returns}",
+        "timing.csv": "global_step,SPS,elapsed",
+    }
 
-    losses = rows(run_dir / "losses.csv")
-    assert losses[0].keys() == LOSSES[script.__name__] | {"global_step"}
-    assert [row["buffer_size"] for row in losses] == [80, 100, 100]
-    # The last row is of the last update, whose gradients are still there.
-    for name, networks in {"actor": ["actor"], "q": ["qf1", "qf2"]}.items():
-        parameters = [
-            p
-            for network in networks
-            if hasattr(agents[-1], network)
-            for p in getattr(agents[-1], network).parameters()
-        ]
-        norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in parameters))
-        assert norm > 0
-        assert losses[-1][f"{name}_gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
-    for row in rows(run_dir / "evaluations.csv"):
-        returns = [row[f"return_{episode}"] for episode in range(3)]
-        assert row["episodic_return"] == pytest.approx(statistics.fmean(returns))
-        assert row["episodic_return_std"] == pytest.approx(statistics.pstdev(returns))
-        assert len(row) == 6
+def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Each process takes half a second for each of its first 30 steps, and then twice as long."""
+    run_dir = tmp_path / "run"
+    for origin, total in ((1000, 50), (9000, 110)):
+        Counter.history.clear()
 
+        def clock(origin=origin) -> float:
+            taken = len(Counter.history)
+            return origin + max(0.5 * taken, taken - 15)
+
+        monkeypatch.setattr(ddpg, "time", types.SimpleNamespace(time=lambda: 0, perf_counter=clock))
+        quick_train(ddpg, run_dir, total_timesteps=total, resume=True)
     timing = rows(run_dir / "timing.csv")
-    assert timing[0].keys() == {"global_step", "SPS", "elapsed"}
-    for before, after in pairwise(timing):
-        assert after["SPS"] == pytest.approx(20 / (after["elapsed"] - before["elapsed"]))
+    assert [row["global_step"] for row in timing] == [20, 40, 60, 80, 100]
+    assert [row["elapsed"] for row in timing] == [10, 25, 40, 50, 70]
+    assert [row["SPS"] for row in timing] == pytest.approx([2, 20 / 15, 2, 2, 1])
 
 
-def test_args_json_says_what_was_run(script, tmp_path):
-    """args.json holds every argument, the versions of the libraries, the device and the commit."""
-    run_dir = quick_train(script, tmp_path / "run", total_timesteps=10, seed=5, gamma=0.875)
+def test_args_json_says_what_was_run(tmp_path):
+    """Every argument, the versions of the libraries, the device and the commit."""
+    run_dir = quick_train(ddpg, tmp_path / "run", total_timesteps=10, seed=5, gamma=0.875)
     saved = json.loads((run_dir / "args.json").read_text())
-    assert saved["args"].keys() == {field.name for field in dataclasses.fields(script.Args)}
-    assert saved["args"]["seed"] == 5
-    assert saved["args"]["gamma"] == 0.875
-    assert script.Args(**saved["args"]).run_dir == str(run_dir)
+    assert saved["args"].keys() == {field.name for field in dataclasses.fields(ddpg.Args)}
+    assert ddpg.Args(**saved["args"]).run_dir == str(run_dir)
+    assert (saved["args"]["seed"], saved["args"]["gamma"]) == (5, 0.875)
     for library in ("torch", "gymnasium", "mujoco", "numpy"):
         version, _, _ = saved["versions"][library].partition("+")  # torch adds +cu130 where it can use CUDA
         assert version == importlib.metadata.version(library).partition("+")[0]
-    assert saved["device"]
-    assert "git_commit" in saved
+    assert saved["device"] == "cpu"
     if (ROOT / ".git").exists() and shutil.which("git"):
-        head = subprocess.run(
-            ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        assert saved["git_commit"].startswith(head.stdout.strip())
-
-
-def test_an_empty_buffer_takes_no_memory(script, tmp_path, monkeypatch):
-    """A million of Humanoid's transitions, 3 GB, take next to no memory and no disk before they are there."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 4e9:
-        pytest.skip("this needs Linux and 4 GB of memory")
-    made, make = [], script.ReplayBuffer  # kept, for a buffer that is gone takes no memory either
-    monkeypatch.setattr(script, "ReplayBuffer", lambda *sizes: made.append(make(*sizes)) or made[-1])
-
-    def resident() -> int:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    before = resident()
-    options = {
-        "env_id": "Humanoid-v4",
-        "buffer_size": 1_000_000,
-        "total_timesteps": 30,
-        "learning_starts": 20,
-    }
-    run_dir = quick_train(script, tmp_path / "run", **options)
-    assert len(made) == 1
-    assert resident() - before < 300e6
-    assert (run_dir / "checkpoint.pt").stat().st_size < 10e6
+        head = subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True)
+        assert saved["git_commit"].removesuffix("-dirty") == head.strip()
 
 
 # ---- The terminal ----
 
 
-def test_a_log_file_gets_plain_lines(tmp_path):
-    """Not on a terminal: a banner, a line per log_frequency, a last line with the folder."""
-    options = "--env-id Hopper-v4 --total-timesteps 300 --learning-starts 200 --log-frequency 100"
-    options += " --eval-frequency 100 --run-dir some/where"
-    done = run("td3_continuous", *options.split(), *QUICK, cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stderr == ""
-    assert "\r" not in done.stdout
-    banner, *lines, last = done.stdout.splitlines()
-    size = 4 * 1000 * (11 + 3 + 1 + 11 + 1)  # float32: s, a, r, s', d
-    for fact in ("Hopper-v4", "cpu", "11", "3", "8", f"{size:,} bytes"):
-        assert re.search(rf"(?<![\w,]){fact}\b", banner), (fact, banner)
-    assert len(lines) == 3
-    for line, step in zip(lines, (100, 200, 300), strict=True):
-        assert re.match(rf"step {step}: [\d,]+ steps/s, \d+:\d\d left, ", line), line
-        assert re.search(r"return -?\d+\.\d, evaluation -?\d+\.\d$", line), line
-    assert "some/where" in last
+def test_a_log_file_gets_plain_lines(tmp_path, capfd):
+    """The task and the folder; a line per log_frequency, with the time left once it learns; the folder."""
+    quick_train(ddpg, tmp_path / "run", eval_frequency=70, eval_episodes=1)
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "\r" not in output.out
+    first, *lines, last = output.out.splitlines()
+    assert all(fact in first for fact in (COUNTER, "cpu", str(tmp_path / "run")))
+    assert str(tmp_path / "run") in last
+    assert len(lines) == 6
+    for line, step in zip(lines, range(20, 140, 20), strict=True):
+        assert re.match(rf"step {step}: \d+ steps/s, ", line)
+        assert re.search(r"\d\d:\d\d left" if step > 60 else "random actions", line)
+        assert ("left" in line) != ("random actions" in line)
+    for name in ("episodes", "evaluations"):
+        row = [row for row in rows(tmp_path / "run" / f"{name}.csv") if row["global_step"] <= 120][-1]
+        assert f", {name} {row['episodic_return']:.1f}" in lines[-1]
 
 
-def test_a_terminal_gets_a_progress_bar(tmp_path):
-    """On a terminal: one bar with steps/s, the time left, the last episode's and evaluation's return."""
-    options = "--env-id InvertedPendulum-v4 --total-timesteps 1500 --learning-starts 1200 --log-frequency 100"
-    options += " --eval-frequency 300 --run-dir here"
-    command = [sys.executable, str(ROOT / "ddpg_continuous.py"), *options.split(), *QUICK]
-    terminal, end = pty.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
-    process = subprocess.Popen(command, cwd=tmp_path, stdin=end, stdout=end, stderr=end)
-    os.close(end)
-    shown = b""
-    try:
-        while part := os.read(terminal, 4096):
-            shown += part
-    except OSError:
-        pass  # how Linux says that the other end is closed
-    os.close(terminal)
-    assert process.wait(60) == 0
-    text = shown.decode()
-    frames = [frame for frame in text.split("\r") if "%|" in frame]
-    assert len(frames) >= 3
-    assert any(re.search(r"\d+/1500 \[\d\d:\d\d<\d\d:\d\d", frame) for frame in frames)
-    assert any(re.search(r"[\d.]+ ?k?steps?/s", frame) for frame in frames)
-    assert re.search(r"return=[\d.]+.*evaluation=[\d.]+", frames[-1])
-    assert "step 100:" not in text
-    assert "here" in text.strip().splitlines()[-1]
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch, capsys):
+    """One bar with steps and speed, the time left once it learns, and the latest returns."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    quick_train(ddpg, tmp_path / "run", eval_frequency=70, eval_episodes=1)
+    text = terminal.getvalue()
+    bars = re.findall(r"(\d+)/130 \[\d\d:\d\d(<\d\d:\d\d|), +[\d.]+step/s(, random actions|)", text)
+    assert {bool(left) for step, left, _ in bars if int(step) <= 60} == {False}
+    assert all(bool(left) != bool(random) for _, left, random in bars)
+    assert bars[-1][1]
+    assert re.search(r"episodes=[\d.e+]+.*evaluations=[\d.e+]+", text)
+    assert "step 20:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("total, told", [(60, True), (61, False)])
+def test_a_run_too_short_to_learn_says_so(total, told, tmp_path, capsys):
+    quick_train(ddpg, tmp_path / "run", total_timesteps=total)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--learning-starts" in line]
+    assert len(lines) == told
 
 
 # ---- Weights & Biases ----
 
 
-class FakeWandb(types.ModuleType):
-    """Stands for wandb: notes what is logged, or fails where it is told to."""
+def test_wandb_mirrors_the_csv_files_under_cleanrls_names(tmp_path, monkeypatch):
+    """Every number of the CSV files, in the order of the steps; a resumed run goes on under the same id."""
+    begun, logged = [], []
 
-    def __init__(self, failing: str = ""):
-        super().__init__("wandb")
-        self.failing, self.run, self.logged, self.options = failing, None, [], {}
-        self.Video = str
+    def init(**options):
+        begun.append(options)
+        log = lambda metrics, step: logged.append((step, dict(metrics)))  # noqa: E731
+        return types.SimpleNamespace(log=log)
 
-    def init(self, **options):
-        if self.failing == "init":
-            raise ConnectionError("the login was refused")
-        self.options = options
-        self.run = types.SimpleNamespace(id=options.get("id") or "0a1b2c3d")
-        return self.run
-
-    def log(self, metrics, step=None):
-        self.logged.append((step, dict(metrics)))
-        if self.failing == "log" and len(self.logged) == 3:
-            raise ConnectionError("the line is cut")
-
-
-def test_wandb_mirrors_the_csv_files_under_cleanrls_names(script, tmp_path, monkeypatch):
-    """Every figure of the CSV files arrives in the order of the steps, under CleanRL's name if it has one."""
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     options = {"eval_frequency": 40, "eval_episodes": 2, "wandb_project_name": "ours", "wandb_entity": "us"}
-    run_dir = quick_train(script, tmp_path / "run", track=True, **options)
-    assert fake.options["project"] == "ours"
-    assert fake.options["entity"] == "us"
-    assert fake.options["config"] == json.loads((run_dir / "args.json").read_text())["args"]
+    for total in (100, 130):
+        options |= {"total_timesteps": total, "resume": True}
+        run_dir = quick_train(sac, tmp_path / "run", track=True, **options)
+    assert [(call["project"], call["entity"]) for call in begun] == [("ours", "us")] * 2
+    assert begun[0]["id"] == begun[1]["id"]
+    assert begun[1]["resume"] == "allow"
+    assert begun[1]["config"] == json.loads((run_dir / "args.json").read_text())["args"]
 
-    steps = [step for step, _ in fake.logged]
-    assert steps == sorted(steps)  # wandb drops what comes late
-    for name, prefix in {
-        "episodes": "charts",
-        "timing": "charts",
-        "evaluations": "eval",
-        "losses": "losses",
-    }.items():
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)  # wandb drops what comes late
+    arrived = {}
+    for step, metrics in logged:
+        arrived |= {(step, name): float(value) for name, value in metrics.items()}
+    prefixes = {"episodes": "charts", "timing": "charts", "evaluations": "eval", "losses": "losses"}
+    for name, prefix in prefixes.items():
         for row in rows(run_dir / f"{name}.csv"):
-            step = row.pop("global_step")
-            wanted = {f"{prefix}/{key}": value for key, value in row.items()}
-            assert any(
-                step == at and wanted.items() <= metrics.items() and metrics["global_step"] == step
-                for at, metrics in fake.logged
-            ), (name, step)
-    names = {name for _, metrics in fake.logged for name in metrics}
-    cleanrl = {"charts/episodic_return", "charts/episodic_length", "charts/SPS"}
-    cleanrl |= {"losses/qf1_values", "losses/qf1_loss", "losses/actor_loss"}
-    if script.__name__ != "ddpg_continuous":
-        cleanrl |= {"losses/qf2_values", "losses/qf2_loss"}
-    if script.__name__ == "sac_continuous":
-        cleanrl |= {"losses/alpha", "losses/alpha_loss"}
-    assert cleanrl <= names
+            for column, value in row.items():
+                assert arrived[row["global_step"], f"{prefix}/{column}"] == value
+    cleanrl = {"charts/episodic_return", "charts/episodic_length", "charts/SPS", "losses/actor_loss"}
+    cleanrl |= {f"losses/{qf}_{what}" for qf in ("qf1", "qf2") for what in ("values", "loss")}
+    cleanrl |= {"losses/qf_loss", "losses/alpha", "losses/alpha_loss"}
+    assert cleanrl <= {name for _, name in arrived}
 
 
-@pytest.mark.parametrize("failing", ["import", "init", "log"])
-def test_a_failing_wandb_costs_nothing(script, failing, tmp_path, monkeypatch, capsys):
-    """Missing, refusing to start or failing later, wandb is given up with one message."""
-    plain = quick_train(script, tmp_path / "plain", eval_frequency=40, eval_episodes=2)
-    capsys.readouterr()
-    monkeypatch.setitem(sys.modules, "wandb", None if failing == "import" else FakeWandb(failing))
-    tracked = quick_train(script, tmp_path / "tracked", eval_frequency=40, eval_episodes=2, track=True)
-    output = capsys.readouterr()
-    assert (output.out + output.err).count("Weights & Biases") == 1
-    assert record(tracked) == record(plain)
-    assert len(rows(tracked / "timing.csv")) == 6
+def test_wandb_offline_needs_no_account(tmp_path, monkeypatch):
+    """The package itself, and not only what the last test takes it for."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_dir = quick_train(ddpg, tmp_path / "run", total_timesteps=40, track=True)
+    sys.modules["wandb"].finish()
+    assert list(run_dir.rglob("*.wandb"))
 
 
-def test_a_failing_wandb_costs_nothing_from_the_command_line(tmp_path, monkeypatch):
-    """The same for a wandb found on the path that raises something of its own making."""
-    (tmp_path / "wandb.py").write_text(
-        "class Refused(Exception): pass\nrun = None\ndef init(**options): raise Refused('no account')\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    options = "--env-id Pendulum-v1 --total-timesteps 450 --learning-starts 430 --log-frequency 50 --track"
-    done = run(
-        "ddpg_continuous", *options.split(), *QUICK, "--eval-frequency", 0, "--run-dir", "run", cwd=tmp_path
-    )
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("Weights & Biases") == 1
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "episodes.csv")] == [200, 400]
-    assert rows(tmp_path / "run" / "losses.csv")[-1]["global_step"] == 450
+# ---- Alone, and broken ----
 
 
-# ---- Alone, killed, broken ----
-
-
-def test_a_script_copied_alone_runs(script, tmp_path, monkeypatch):
-    """One file in an empty folder, on a machine without Git, trains into the folder named by default."""
-    shutil.copy(ROOT / f"{script.__name__}.py", tmp_path)
+def test_a_script_copied_alone_runs(tmp_path, monkeypatch):
+    """One file in an empty folder, without Git, trains quietly into the folder that is named by default."""
+    shutil.copy(ROOT / "sac_continuous.py", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    options = "--env-id Pendulum-v1 --seed 3 --total-timesteps 210 --learning-starts 200 --log-frequency 10"
-    command = [sys.executable, f"{script.__name__}.py", *options.split(), *QUICK, "--eval-frequency", "210"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    (run_dir,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(rf"Pendulum-v1__{script.__name__}__3__\d{{10}}", run_dir.name)
-    assert [row["global_step"] for row in rows(run_dir / "episodes.csv")] == [200]
-    assert [row["global_step"] for row in rows(run_dir / "losses.csv")] == [210]
-    assert [row["global_step"] for row in rows(run_dir / "evaluations.csv")] == [210]
-    assert (run_dir / "checkpoint.pt").exists()
-    assert str(Path("runs") / run_dir.name) in done.stdout.splitlines()[-1]
-
-
-def test_a_killed_run_leaves_whole_rows(tmp_path):
-    """SIGKILL costs nothing that was reported before it, and leaves no row in part."""
-    options = "--env-id InvertedPendulum-v4 --learning-starts 20 --log-frequency 1 --eval-frequency 50"
-    options += " --run-dir run"
-    command = [sys.executable, str(ROOT / "sac_continuous.py"), *options.split(), *QUICK]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    options = (
+        "--env-id HalfCheetah-v4 --seed 3 --total-timesteps 110 --learning-starts 100 --log-frequency 10"
     )
-    reported = 0
-    for line in process.stdout:
-        if line.startswith("step "):
-            reported = int(line.split()[1].strip(":").replace(",", ""))
-        if reported == 130:
-            process.kill()  # the lines that it had already printed are still read
-    process.stdout.close()
-    process.stderr.close()
-    assert process.wait(60) == -signal.SIGKILL
-    for name, first in {"timing.csv": 1, "losses.csv": 21}.items():
-        text = (tmp_path / "run" / name).read_text()
-        assert text.endswith("\n")
-        steps = [row["global_step"] for row in rows(tmp_path / "run" / name)]
-        assert steps == list(range(first, first + len(steps)))
-        assert steps[-1] >= reported >= 130
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "evaluations.csv")][:2] == [50, 100]
-    episodes = rows(tmp_path / "run" / "episodes.csv")
-    assert sum(row["episodic_length"] for row in episodes) == episodes[-1]["global_step"]
-    assert episodes[-1]["global_step"] > 100
+    options += " --hidden-dim 8 --batch-size 8 --eval-frequency 0 --no-cuda"
+    command = [sys.executable, "sac_continuous.py", *options.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"HalfCheetah-v4__sac_continuous__3__\d{10}", run_dir.name)
+    assert steps(run_dir / "losses.csv") == [110]
+    assert {"checkpoint.pt", "policy.pt"} <= {path.name for path in run_dir.iterdir()}
 
 
 class Broken(Steady):
-    """Steady, until a number is not finite: a step's observation or reward, or a reset's observation."""
+    """Steady, until at step 72 a number is not finite."""
 
-    def __init__(self, what: str, value: float, when: int, render_mode=None):
+    def __init__(self, what: str, value: float):
         super().__init__()
-        self.what, self.value, self.when, self.taken = what, value, when, 0
-
-    def reset(self, *, seed=None, options=None):
-        observation, info = super().reset(seed=seed)
-        if self.what == "reset" and self.taken >= self.when:
-            observation[0] = self.value
-        return observation, info
+        self.what, self.value, self.taken = what, value, 0
 
     def step(self, action):
-        observation, reward, *end = super().step(action)
+        observation, reward, *ends = super().step(action)
         self.taken += 1
-        if self.taken == self.when and self.what == "observation":
+        if self.taken == 72 and self.what == "observation":
             observation[0] = self.value
-        if self.taken == self.when and self.what == "reward":
+        if self.taken == 72 and self.what == "reward":
             reward = self.value
-        return observation, reward, *end
+        return observation, reward, *ends
 
 
-def stops(script, run_dir: Path, at: tuple[int, ...], quantity: str, **changes) -> None:
-    """Checks that training stops at one of these steps, names this quantity, and leaves its record whole."""
-    with pytest.raises(FloatingPointError) as stopped:
-        quick_train(script, run_dir, log_frequency=1, **changes)
-    message = str(stopped.value)
-    assert re.search(rf"step ({'|'.join(map(str, at))})\b", message), message
-    assert re.search(rf"\b{quantity}", message), message
-    assert "\n" not in message
-    for name in ("episodes.csv", "timing.csv", "losses.csv"):
-        if (run_dir / name).stat().st_size:
-            table = rows(run_dir / name)
-            assert table[-1]["global_step"] in range(at[0] - 7, at[-1] + 1), (
-                name
-            )  # an episode has up to 7 steps
-            first_learned = [row for row in table if row["global_step"] > 62]  # TD3's actor waits
-            assert all(math.isfinite(value) for row in first_learned for value in row.values()), name
-    assert rows(run_dir / "timing.csv")[-1]["global_step"] >= at[0] - 1
-    assert rows(run_dir / "episodes.csv")
+@pytest.mark.parametrize("what, value", [("observation", math.nan), ("reward", -math.inf)])
+def test_a_broken_environment_stops_the_run(what, value, tmp_path, monkeypatch):
+    """From the command line, with one line and a status that is not 0; what was learned before is kept."""
+    env_id = register(Broken, kwargs={"what": what, "value": value})
+    options = f"--env-id {env_id} --total-timesteps 130 --learning-starts 60 --log-frequency 1 --run-dir run"
+    options += " --hidden-dim 8 --batch-size 8 --eval-frequency 0 --no-cuda --checkpoint-frequency 70"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ddpg_continuous.py", *options.split()])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "ddpg_continuous.py"), run_name="__main__")
+    assert re.fullmatch(rf"stopped: .*\b{what}\b.*", end.value.code)  # which Python prints, with status 1
+    assert steps(tmp_path / "run" / "timing.csv") == list(range(1, 72))
+    assert torch.load(tmp_path / "run" / "checkpoint.pt")["buffer"]["added"] == 70
 
 
-@pytest.mark.parametrize("what", ["observation", "reward", "reset"])
-@pytest.mark.parametrize("value, when", [(math.nan, 12), (math.nan, 72), (math.inf, 72), (-math.inf, 12)])
-def test_a_broken_environment_stops_the_run(script, what, value, when, tmp_path):
-    """NaN and ±inf from the environment stop the run at that step; from a reset, by the next."""
-    env_id = register(Broken, kwargs={"what": what, "value": value, "when": when})
-    quantity, at = ("observation", (when, when + 1)) if what == "reset" else (what, (when,))
-    stops(script, tmp_path / "run", at, quantity, env_id=env_id)
+def test_a_broken_action_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(ddpg.Agent, "explore", lambda self, observation: np.float32([0, math.nan]))
+    with pytest.raises(FloatingPointError, match="action"):
+        quick_train(ddpg, tmp_path / "run")
 
 
-@pytest.mark.parametrize("loss", ["critic_loss", "actor_loss", "alpha_loss"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_broken_loss_stops_the_run(script, loss, value, tmp_path, monkeypatch):
-    """A loss that is not finite stops the run at that step."""
-    if not hasattr(script, loss):
-        pytest.skip("this algorithm has no such loss")
-    function, at = getattr(script, loss), []
-    Counter.history.clear()
-
-    def broken(*arguments):
-        result = function(*arguments)
-        if len(Counter.history) < 75:
-            return result
-        at.append(len(Counter.history))
-        return (result[0] * value, *result[1:]) if isinstance(result, tuple) else result * value
-
-    monkeypatch.setattr(script, loss, broken)
-    with pytest.raises(FloatingPointError) as stopped:
-        quick_train(script, tmp_path / "run", log_frequency=1)
-    assert f"step {at[0]}:" in str(stopped.value)
-    assert {"critic_loss": "qf1_loss"}.get(loss, loss) in str(stopped.value)
-    assert rows(tmp_path / "run" / "losses.csv")[-1]["global_step"] == at[0] - 1
-    assert all(math.isfinite(value) for value in rows(tmp_path / "run" / "losses.csv")[-1].values())
-
-
-@pytest.mark.parametrize(
-    "network", ["actor", "actor_target", "qf1", "qf2", "qf1_target", "qf2_target", "log_alpha"]
-)
-@pytest.mark.parametrize("when", [75, 130])
-def test_a_broken_parameter_stops_the_run(script, network, when, tmp_path, monkeypatch):
-    """A NaN in any network stops the run by the next step, and named; after the last step as well.
-
-    Otherwise the last checkpoint would hold it, and the run would claim to have ended well.
-    """
-    update = script.Agent.update
-    Counter.history.clear()
-    if not hasattr(script.Agent(4, 2, script.Args(hidden_dim=8)), network):
-        pytest.skip("this algorithm has no such network")
-
-    def breaking(self, *arguments):
-        metrics = update(self, *arguments)
-        if len(Counter.history) == when:
-            part = getattr(self, network)
-            parameter = part if isinstance(part, torch.nn.Parameter) else next(part.parameters())
-            parameter.data.view(-1)[0] = math.nan
-        return metrics
-
-    monkeypatch.setattr(script.Agent, "update", breaking)
-    stops(script, tmp_path / "run", (when, when + 1), network, env_id=COUNTER)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)["agent"]
-        assert all(values.isfinite().all() for values in saved.values())
-
-
-def test_a_broken_actor_is_not_evaluated(script, tmp_path, monkeypatch):
-    update = script.Agent.update
+@pytest.mark.parametrize("network", ["actor", "qf2_target", "log_alpha"])
+def test_no_checkpoint_holds_a_broken_parameter(network, tmp_path, monkeypatch):
+    """The run stops where it would be written; from the last sound one it goes on as if nothing had been."""
+    update, options = sac.Agent.update, {"env_id": "Pendulum-v1", "checkpoint_frequency": 20}
 
     def breaking(self, batch, gradient_step):
         metrics = update(self, batch, gradient_step)
-        if gradient_step == 10:  # at step 70
-            next(self.actor.parameters()).data.view(-1)[0] = math.nan
+        for name, parameter in self.named_parameters():
+            if gradient_step == 40 and name.startswith(network):  # at step 100
+                parameter.data.fill_(math.inf)
         return metrics
 
-    monkeypatch.setattr(script.Agent, "update", breaking)
-    stops(script, tmp_path / "run", (70,), "actor", env_id=COUNTER, eval_frequency=35)
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "evaluations.csv")] == [35]
-
-
-class Large(Steady):
-    """Finite observations whose sum their own type cannot hold."""
-
-    def __init__(self, render_mode=None):
-        super().__init__()
-        self.observation_space = gym.spaces.Box(0, 1000, (200,), np.float16)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.full(200, 400, np.float16), {}
-
-    def step(self, action):
-        return np.full(200, 400, np.float16), *super().step(action)[1:]
-
-
-def test_large_observations_are_finite(script, tmp_path):
-    quick_train(script, tmp_path / "run", env_id=register(Large))
-
-
-class Blind(Steady):
-    """One that cannot be drawn, and says so with an error that refuses a task at the start."""
-
-    def __init__(self, render_mode=None):
-        super().__init__()
-        if render_mode:
-            raise ImportError("no viewer")
-
-
-def test_a_task_that_cannot_be_drawn_is_trained(script, tmp_path, capfd):
-    run_dir = quick_train(
-        script, tmp_path / "run", env_id=register(Blind), capture_video=True, video_frequency=50
-    )
-    assert (run_dir / "checkpoint.pt").exists()
-    assert "no viewer" in capfd.readouterr().err
-
-
-def test_a_signal_during_the_last_evaluation_comes_too_late(script, tmp_path, monkeypatch):
-    """The run is finished, says so by its exit status, and leaves no signal handlers."""
-    evaluate = script.evaluate
-
-    def interrupted(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(script, "evaluate", interrupted)
-    quick_train(script, tmp_path / "run", eval_frequency=130)
-    assert len(rows(tmp_path / "run" / "evaluations.csv")) == 1
-    with process_as_it_was():
-        args = script.Args(env_id=COUNTER, total_timesteps=9, batch_size=8, buffer_size=99, cuda=False)
-        args.run_dir, args.threads = str(tmp_path / "second"), 1
-        script.train(args)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-BROKEN = """
-import gymnasium as gym
-from gymnasium.envs.classic_control.pendulum import PendulumEnv
-
-
-class Broken(PendulumEnv):
-    steps = 0
-
-    def step(self, action):
-        self.steps += 1
-        observation, reward, *rest = super().step(action)
-        return observation, float("nan") if self.steps == 70 else reward, *rest
-
-
-gym.register("Broken-v0", Broken, max_episode_steps=20)
-"""
-
-
-def test_a_broken_environment_from_the_command_line(tmp_path, monkeypatch):
-    """The process ends with status 1 and one line that names step and quantity; the CSV files are whole."""
-    (tmp_path / "broken.py").write_text(BROKEN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    options = "--env-id broken:Broken-v0 --total-timesteps 100 --learning-starts 50 --log-frequency 10"
-    done = run(
-        "td3_continuous", *options.split(), *QUICK, "--eval-frequency", 60, "--run-dir", "run", cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "step 70" in done.stderr
-    assert "reward" in done.stderr
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "episodes.csv")] == [20, 40, 60]
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "losses.csv")] == [60]
-    assert [row["global_step"] for row in rows(tmp_path / "run" / "evaluations.csv")] == [60]
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match=network):
+        patch.setattr(sac.Agent, "update", breaking)
+        quick_train(sac, tmp_path / "run", **options)
+    whole = quick_train(sac, tmp_path / "whole", **options)
+    resumed = quick_train(sac, tmp_path / "run", **options, resume=True)
+    for name in ("policy.pt", "losses.csv"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()

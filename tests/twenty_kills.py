@@ -2,7 +2,7 @@
 compares what it ends with, byte for byte, with a run that was left alone.
 
 Usage: python tests/twenty_kills.py                                        twenty SIGKILLs for each script
-       python tests/twenty_kills.py --scripts sac_continuous --flags="--env-id Hopper-v4 --cuda"
+       python tests/twenty_kills.py --scripts sac_continuous --flags="--env-id Hopper-v4"
 
 Ends with status 0 only if every run was killed as often as asked and its files do not differ.
 """
@@ -25,30 +25,31 @@ SCRIPTS = ["ddpg_continuous", "td3_continuous", "sac_continuous"]
 # A run that evaluates, writes checkpoints and overwrites its oldest transitions, in a few seconds.
 SHORT = "--env-id InvertedPendulum-v4 --hidden-dim 16 --batch-size 32 --learning-starts 100 --buffer-size 250"
 SHORT += " --log-frequency 10 --eval-frequency 150 --eval-episodes 2 --checkpoint-frequency 50 --threads 1"
-SHORT += " --no-cuda"
+SHORT += " --no-cuda --no-compile"
 
 
-def tensors(value, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in nested dictionaries, lists and tuples, with the path to it."""
+def leaves(value, path: str) -> Iterator[tuple[str, bytes]]:
+    """Everything in nested dictionaries and lists, with the path to it: a tensor's bytes, or its repr."""
     if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, dict):
-        for key in value:
-            yield from tensors(value[key], f"{path}/{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from tensors(item, f"{path}/{index}")
+        yield f"{path} {value.dtype} {list(value.shape)}", value.numpy().tobytes()
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from leaves(item, f"{path}/{key}")
+    else:
+        yield path, repr(value).encode()
 
 
 def results(run_dir: Path) -> dict[str, bytes]:
-    """What a run must reproduce: its CSV files, except the clock's, and every tensor of its last checkpoint,
-    that is weights, optimizers, replay buffer and generators, under a name with its type and shape."""
-    names = ("episodes.csv", "evaluations.csv", "losses.csv")
-    found = {name: (run_dir / name).read_bytes() for name in names}
-    checkpoint = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-    for path, tensor in tensors(checkpoint):
-        found[f"{path} {tensor.dtype} {list(tensor.shape)}"] = tensor.numpy().tobytes()
-    return found
+    """What a run must reproduce: its CSV files and all of its last checkpoint, that is weights, optimizers,
+    buffer, generators and counters; but not the clock's time, nor timing.csv, which has it too."""
+    records = [run_dir / f"{name}.csv" for name in ("episodes", "evaluations", "losses")]
+    found = {path.name: path.read_bytes() for path in records if path.exists()}
+    for name in ("checkpoint.pt", "policy.pt"):
+        content = torch.load(run_dir / name, map_location="cpu", weights_only=True)
+        found |= dict(leaves(content, name))
+    clock = {"checkpoint.pt/run/elapsed", "checkpoint.pt/run/csv_bytes/timing.csv"}
+    return {name: value for name, value in found.items() if name not in clock}
 
 
 def differences(run_dir: Path, expected: dict[str, bytes]) -> list[str]:
@@ -57,39 +58,62 @@ def differences(run_dir: Path, expected: dict[str, bytes]) -> list[str]:
     return sorted(name for name in found | expected if found.get(name) != expected.get(name))
 
 
-def progress(run_dir: Path, record: str = "episodes.csv") -> int:
-    """The step of the last row that a run has put on record; 0 if there is none."""
-    path = run_dir / record
-    rows = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []  # no header, no row half written
+def progress(run_dir: Path) -> int:
+    """The step of the last whole row of timing.csv; 0 if there is none."""
+    path = run_dir / "timing.csv"
+    rows = path.read_bytes().split(b"\n")[1:-1] if path.exists() else []
     return int(rows[-1].split(b",")[0]) if rows else 0
 
 
-def kill_and_resume(
-    start: Callable, run_dir: Path, kills: int, total_timesteps: int, generator: random.Random
-) -> tuple[int, int]:
+def kill_and_resume(start: Callable, run_dir: Path, kills: int, steps: int, generator: random.Random) -> int:
     """Starts a run again and again, sends it SIGKILL at random moments spread over its steps, then lets it
     end. `start(run_dir)` gives the run's process: a Popen, or what has its poll, wait and kill.
 
-    Returns how many processes were killed, and how many of those were writing a checkpoint just then.
+    Returns how many processes were killed before they had ended.
     """
-    killed = writing = 0
+    killed = 0
     for kill in range(kills):
-        moment = 0.95 * total_timesteps * (kill + generator.random()) / kills
+        moment = 0.95 * steps * (kill + generator.random()) / kills
         delay = generator.uniform(0, 0.02)  # seconds, so that it can be anywhere within a step
         process = start(run_dir)
-        while progress(run_dir, "timing.csv") < moment and process.poll() is None:
+        while progress(run_dir) < moment and process.poll() is None:
             time.sleep(0.0005)
         time.sleep(delay)
         process.kill()
         killed += process.wait() == -9
-        writing += len(list(run_dir.glob("checkpoint*"))) > len(list(run_dir.glob("checkpoint*.pt")))
     if status := start(run_dir).wait():
         raise RuntimeError(f"the process that was left alone at last ended with status {status}")
-    return killed, writing
+    return killed
+
+
+def torture(script: str, arguments: argparse.Namespace, folder: Path) -> bool:
+    """Prints how it went with one script; whether all was as it should be."""
+    command = [sys.executable, str(ROOT / f"{script}.py"), *SHORT.split(), *shlex.split(arguments.flags)]
+    command += ["--total-timesteps", str(arguments.total_timesteps), "--resume", "--run-dir"]
+
+    def start(run_dir: Path) -> subprocess.Popen:
+        with open(run_dir.with_suffix(".log"), "a") as output:
+            return subprocess.Popen([*command, str(run_dir)], stdout=output, stderr=output)
+
+    alone, often_killed = folder / "alone", folder / "often_killed"
+    generator = random.Random(f"{script} {arguments.seed}")
+    try:
+        if status := start(alone).wait():
+            raise RuntimeError(f"even the run that was never killed ended with status {status}")
+        asked, steps = arguments.kills, arguments.total_timesteps
+        killed = kill_and_resume(start, often_killed, asked, steps, generator)
+    except RuntimeError as error:
+        logs = [path.read_text()[-2000:] for path in sorted(folder.glob("*.log"))]
+        print(f"{script}: {error}", *logs, sep="\n")
+        return False
+    different = differences(often_killed, results(alone))
+    verdict = f"differs in {', '.join(different)}" if different else "ended byte-identical"
+    print(f"{script}: killed {killed} times; {verdict}", flush=True)
+    return killed == asked and not different
 
 
 def main() -> int:
-    """Prints a line for each script; returns 0 if all are as they should be, else 1."""
+    """Status 0 if all was as it should be, else 1."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs for each script")
@@ -98,34 +122,11 @@ def main() -> int:
     parser.add_argument("--scripts", nargs="+", default=SCRIPTS, help="names without .py")
     parser.add_argument("--flags", default="", help="further flags of the scripts, in quotes")
     arguments = parser.parse_args()
-
-    failed = False
+    verdicts = []
     for script in arguments.scripts:
-        command = [sys.executable, str(ROOT / f"{script}.py"), *SHORT.split(), *shlex.split(arguments.flags)]
-        command += ["--total-timesteps", str(arguments.total_timesteps), "--resume", "--run-dir"]
-
-        def start(run_dir: Path, command: list[str] = command) -> subprocess.Popen:
-            with open(run_dir.with_suffix(".log"), "a") as output:
-                return subprocess.Popen([*command, str(run_dir)], stdout=output, stderr=output)
-
         with tempfile.TemporaryDirectory() as folder:
-            alone, often_killed = Path(folder, "alone"), Path(folder, "often_killed")
-            try:
-                if status := start(alone).wait():
-                    raise RuntimeError(f"even the run that was never killed ended with status {status}")
-                moments = random.Random(f"{script} {arguments.seed}")
-                steps = arguments.total_timesteps
-                killed, writing = kill_and_resume(start, often_killed, arguments.kills, steps, moments)
-                different = differences(often_killed, results(alone))
-                verdict = f"differs in {', '.join(different)}" if different else "ended byte-identical"
-                times = f"killed {killed} times, {writing} of them in a checkpoint's write"
-                print(f"{script}: {times}; {verdict}", flush=True)
-                failed |= bool(different) or killed < arguments.kills
-            except RuntimeError as error:
-                logs = [path.read_text()[-2000:] for path in sorted(Path(folder).glob("*.log"))]
-                print(f"{script}: {error}", *logs, sep="\n")
-                failed = True
-    return int(failed)
+            verdicts.append(torture(script, arguments, Path(folder)))
+    return int(not all(verdicts))
 
 
 if __name__ == "__main__":
