@@ -440,18 +440,18 @@ class Run:
         handlers = {n: signal.signal(n, self.ask_to_stop) for n in (signal.SIGTERM, signal.SIGINT)}
         self.bar = tqdm(total=total, initial=self.global_step, unit="step", disable=None, bar_format=BAR)
         try:
-            self.start()
-            while self.global_step < total and not self.signal:
+            stopping = self.start()
+            while self.global_step < total and not stopping:
                 self.global_step += 1
                 yield self.global_step
-                self.finish_step()
+                stopping = self.finish_step()
         finally:
             self.bar.close()
             self.lock.release()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         print(f"{self.global_step:,} of {total:,} steps are done; the results are in {self.dir}")
-        if self.signal:
+        if stopping:
             sys.exit(128 + self.signal)
 
     def ask_to_stop(self, number: int, _: object) -> None:
@@ -461,8 +461,11 @@ class Run:
         self.signal = number
         os.write(2, b"\nstopping after a checkpoint; Ctrl-C again stops at once, without one\n")
 
-    def start(self) -> None:
-        """Says what is to come. Films once, to see early whether that works; makes up a missed evaluation."""
+    def start(self) -> bool:
+        """Says what is to come, films once to see that it works, and makes up for a missed evaluation.
+
+        Returns whether a signal prevented that again.
+        """
         args = self.args
         self.logged_step, self.logged_time = self.global_step, self.elapsed
         tqdm.write(f"{args.env_id} on {self.agent.device}; the results go to {self.dir}")
@@ -473,18 +476,20 @@ class Run:
         if self.evaluation_is_due():
             self.evaluate()
             self.save_checkpoint()
+        return self.evaluation_is_due()
 
-    def finish_step(self) -> None:
-        """What follows a step, each at its own frequency."""
-        args, step = self.args, self.global_step
+    def finish_step(self) -> bool:
+        """What follows a step, each at its own frequency. Returns whether a signal asks to stop."""
+        args, step, stopping = self.args, self.global_step, self.signal > 0
         self.bar.update()
         if step % args.log_frequency == 0:
             self.log_progress()
         saving = args.checkpoint_frequency > 0 and step % args.checkpoint_frequency == 0
-        if saving or self.signal or step == args.total_timesteps:
+        if saving or stopping or step == args.total_timesteps:
             self.save_checkpoint()
         if args.capture_video and saving:
             self.film()
+        return stopping
 
     def log_progress(self) -> None:
         """Rows of timing.csv and losses.csv, and the progress bar, or a line where there is no terminal."""
@@ -660,6 +665,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+    except RuntimeError as error:  # torch.save raises it after the OSError of a full disk
+        raise OSError(f"cannot write {path}: {error.__context__ or error}") from error
     finally:
         new.unlink(missing_ok=True)
 

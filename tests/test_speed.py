@@ -1,0 +1,144 @@
+"""benchmark/speed.py: what a turn times, that the others stand still, its table, and that it runs our scripts."""
+
+import csv
+import io
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import pytest
+import speed
+from speed import Options
+
+import sac_continuous as sac
+
+# Stands in for the interpreter of the peers: says that it does 50 or 100 steps per second, and writes down when it ran.
+FAKE = """#!{python}
+import sys, threading, time
+
+name, speeds = sys.argv[4], {{"SB3": 50, "SBX": 100}}
+if name not in speeds:
+    sys.exit("no such thing")
+
+
+def breathe():
+    with open("{folder}/" + name, "a", buffering=1) as file:
+        while True:
+            print(time.monotonic(), file=file)
+            time.sleep(0.002)
+
+
+threading.Thread(target=breathe, daemon=True).start()
+print(0, flush=True)
+for line in sys.stdin:
+    time.sleep(0.05)
+    print(int(line) / speeds[name], flush=True)
+"""
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Options with which the fake is the peers."""
+    fake = tmp_path / "fake"
+    fake.write_text(FAKE.format(python=sys.executable, folder=tmp_path))
+    fake.chmod(0o755)
+    return Options(algorithms=("sac",), peer_python=str(fake), rounds=4, csv=str(tmp_path / "speed.csv"))
+
+
+def test_a_turn_counts_its_steps_and_not_the_wait_before_it(monkeypatch):
+    class SlowInput(io.StringIO):
+        def readline(self):
+            time.sleep(0.2)
+            return super().readline()
+
+    monkeypatch.setattr(sys, "stdin", SlowInput("3\n2\n"))
+    monkeypatch.setattr(speed.Clock, "reports", io.StringIO())
+    env = speed.Clock(gym.make("Pendulum-v1"))
+    env.reset()
+    for _ in range(4):
+        env.step([0.0])
+        time.sleep(0.02)
+    _, turn = map(float, speed.Clock.reports.getvalue().split())
+    assert 0.06 <= turn < 0.2
+
+
+def test_turns_of_contestants(options, tmp_path, monkeypatch, capsys):
+    """They never run at the same time; who cannot take part is named; nothing is left running."""
+    started, popen = [], subprocess.Popen
+
+    def note(*arguments, **keywords):
+        started.append(popen(*arguments, **keywords))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", note)
+    options = Options(**vars(options) | {"contestants": ("SB3", "LeanRL", "SBX"), "busy": 1})
+    speed.main(options)
+    assert len(started) == 4
+    assert all(process.poll() is not None for process in started)
+    output, error = capsys.readouterr()
+    assert "sac, LeanRL: left out: no such thing" in error
+    assert "| sac | SB3 | 50 (50 to 50) | 0.50 (0.50 to 0.50) |" in output
+    assert speed.cpu() in output
+    with open(options.csv, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 4
+    assert {(row["contestant"], float(row["steps_per_second"]), row["busy"]) for row in rows} == {
+        ("SB3", 50, "1"),
+        ("SBX", 100, "1"),
+    }
+    moments = [(float(line), name) for name in ("SB3", "SBX") for line in open(tmp_path / name)]
+    names = [name for _, name in sorted(moments)]
+    changes = sum(one != other for one, other in zip(names, names[1:], strict=False))
+    assert 2 <= changes <= 3 + 2 * options.rounds  # from one to the other, in each round and before the first
+    assert len(names) > 10 * changes
+
+
+def test_nobody_can_take_part(options):
+    with pytest.raises(SystemExit, match="nobody"):
+        speed.main(Options(**vars(options) | {"contestants": ("LeanRL",)}))
+
+
+def test_table_has_medians_and_quartiles_of_ratios_within_rounds():
+    speeds = {"SBX": [100, 200, 400, 100, 50], "ours": [100, 400, 1200, 400, 250]}
+    rows = [
+        {"algorithm": "td3", "contestant": name, "round": turn, "steps_per_second": values[turn]}
+        for turn in range(5)
+        for name, values in speeds.items()
+    ]
+    assert "| td3 | ours | 400 (250 to 400) | 3.00 (2.00 to 4.00) |" in speed.table(rows)
+    assert "| td3 | ours | 400 (250 to 400) |  |" in speed.table(rows[1::2])  # without SBX
+
+
+def test_our_scripts_are_trained_with_their_defaults(monkeypatch):
+    trained = []
+    monkeypatch.setattr(sac, "train", trained.append)
+    monkeypatch.setattr(sac, "COMPILE_AFTER", sac.COMPILE_AFTER)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("ours", "ours --no-compile"):
+        speed.train_ours("sac", name, Options(threads=1))
+    defaults = vars(sac.Args())
+    for args, compiled in zip(trained, (True, False), strict=True):
+        changed = {name: value for name, value in vars(args).items() if value != defaults[name]}
+        changed |= {"compile": args.compile, "cuda": args.cuda}
+        assert changed.pop("total_timesteps") > 10**8
+        expected = {"learning_starts": 100, "eval_frequency": 0, "threads": 1}
+        assert changed == expected | {"compile": compiled, "cuda": False, "env_id": "HalfCheetah-v4"}
+
+
+def test_our_scripts_take_part(options):
+    small = {
+        "env_id": "Pendulum-v1",
+        "threads": 1,
+        "batch_size": 16,
+        "hidden_dim": 16,
+        "rounds": 2,
+        "steps": 20,
+    }
+    contestants = ("ours --no-compile",)
+    rows = speed.race(Options(**vars(options) | small | {"contestants": contestants, "warm_up": 120}))
+    assert [(row["contestant"], row["round"]) for row in rows] == [
+        ("ours --no-compile", 0),
+        ("ours --no-compile", 1),
+    ]
+    assert all(1 < row["steps_per_second"] < 5000 for row in rows)
