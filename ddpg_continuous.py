@@ -39,6 +39,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others give up the core soon
+
 import filelock
 import gymnasium as gym
 import numpy as np

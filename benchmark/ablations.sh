@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # A comparison that the lectures show, as training runs: printed, one command a line, or run.
 #
-#   benchmark/ablations.sh targets                        print an experiment's commands
+#   benchmark/ablations.sh                                name the experiments
+#   benchmark/ablations.sh targets                        print the commands of one
 #   benchmark/ablations.sh targets run                    run them; after Ctrl-C the same command goes on from there
 #   benchmark/ablations.sh targets run --batch-size 128   further flags go to every run
-#   python benchmark/plot.py benchmark/ablations/results/targets --output figures
+#   python benchmark/plot.py runs/ablations/targets --output figures
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." # paths are relative to the root of the repository
 
-RESULTS=${RESULTS:-benchmark/ablations/results} # a run's folder is {RESULTS}/{experiment}/{curve}/{task}/seed{n}
-PYTHON=${PYTHON:-python}                        # the interpreter that has the packages
+RESULTS=${RESULTS:-runs/ablations} # a run's folder is {RESULTS}/{experiment}/{curve}/{task}/seed{n}
+PYTHON=${PYTHON:-python}           # the interpreter that has the packages
 # SEEDS replaces the numbers of seeds below. JOBS is the number of runs at a time: one per core if unset.
 
 # Experiment, task, steps, number of seeds, curve (its --exp-name), and algorithm or module of ablations/ with flags.
@@ -47,7 +48,7 @@ reward_scale   ScaledPendulum100-v0      20000 5 fixed_alpha           sac --no-
 
 # Seeds are the outermost loop, so that an unfinished experiment has one seed of every curve.
 print_commands() {
-    local seed task steps count curve script flags python=("$PYTHON")
+    local seed task steps count curve script flags command python=("$PYTHON")
     for seed in ${SEEDS:-1 2 3 4 5}; do
         while read -r _ task steps count curve script flags; do
             [[ ${SEEDS:-} || $seed -le $count ]] || continue
@@ -60,17 +61,21 @@ print_commands() {
                 script=${script}_continuous.py
             fi
             # shellcheck disable=SC2086 # several flags
-            printf '%q ' "${python[@]}" "$script" --env-id "$task" --seed "$seed" --total-timesteps "$steps" \
+            printf -v command '%q ' "${python[@]}" "$script" --env-id "$task" --seed "$seed" --total-timesteps "$steps" \
                 --eval-frequency $((steps / 20)) --threads 1 --no-cuda --exp-name "$curve" $flags \
                 --run-dir "$RESULTS/$experiment/$curve/${task#*:}/seed$seed" --resume "$@"
-            echo
+            echo "${command% }"
         done < <(grep "^$experiment " <<<"$table")
     done
 }
 
-experiment=${1:-none}
-if ! grep -q "^$experiment " <<<"$table"; then
-    echo "${0##*/}: error: the experiments are $(cut -d ' ' -f 1 <<<"$table" | uniq | xargs)" >&2
+names=$(cut -d ' ' -f 1 <<<"$table" | uniq | xargs)
+experiment=${1:-}
+if [[ ! $experiment ]]; then
+    echo "$names"
+    exit
+elif ! grep -q "^$experiment " <<<"$table"; then
+    echo "${0##*/}: error: $experiment is none of $names" >&2
     exit 2
 fi
 shift
