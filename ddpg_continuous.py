@@ -612,7 +612,8 @@ class Run:
         """Puts every part back to where the checkpoint has it; CSV rows from after it will come again."""
         path, csv_bytes = self.dir / "checkpoint.pt", {}
         if path.exists():
-            state = read_checkpoint(path)
+            with refusing(f"{path} is damaged; delete it to start over", Exception):
+                state = read_checkpoint(path)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             csv_bytes = state["run"]["csv_bytes"]
@@ -650,11 +651,10 @@ class Run:
 
 def read_checkpoint(path: Path) -> dict:
     """What torch.save wrote, its checksums compared. It is data: reading it runs no code."""
-    with refusing(f"{path} is missing or damaged", Exception):
-        damaged = zipfile.ZipFile(path).testzip()  # torch.load does not compare them
-        if damaged:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    damaged = zipfile.ZipFile(path).testzip()  # torch.load does not compare them
+    if damaged:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @contextlib.contextmanager
@@ -717,8 +717,7 @@ def load_policy(run_dir: str | Path) -> Agent:
 def watch(args: Args) -> None:
     """Plays the policy of the run in --watch in a window or, without a display, into an mp4 file."""
     run_dir, folder = Path(args.watch), None
-    problems = OSError, ValueError, KeyError, TypeError, RuntimeError
-    with refusing(f"--watch {run_dir}: no run of this script with a policy.pt", *problems):
+    with refusing(f"--watch {run_dir}: no run of this script with a sound policy.pt", Exception):
         agent = load_policy(run_dir)
     if sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         folder = run_dir / "videos" / "watch"

@@ -220,7 +220,7 @@ MUTANTS = [
     ),
     Mutant(ALL, "        new.replace(path)\n", "        shutil.copy(new, path)\n", RESUME),
     Mutant(ALL, "weights_only=True, mmap=True", "weights_only=False, mmap=True", RESUME),
-    Mutant(ALL, "        if damaged:\n", "        if False:\n", RESUME),
+    Mutant(ALL, "    if damaged:\n", "    if False:\n", RESUME),
     Mutant(ALL, "        if changed - MAY_CHANGE:\n", "        if False:\n", RESUME),
     Mutant(ALL, "(signal.SIGTERM, signal.SIGINT)}", "(signal.SIGTERM,)}", RESUME),
     Mutant(ALL, "            os._exit(130)\n", "            pass\n", RESUME),

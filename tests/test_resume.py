@@ -447,9 +447,11 @@ def test_flipped_bits(stopped):
         data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
         path.write_bytes(data)
         try:
-            assert dict(leaves(module.read_checkpoint(path), "")) == sound
-        except SystemExit:
+            read = module.read_checkpoint(path)
+        except Exception:  # several kinds, as a bit may be anywhere
             found += 1
+        else:
+            assert dict(leaves(read, "")) == sound
     assert found > 10
 
 
