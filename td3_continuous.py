@@ -41,8 +41,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others give up the core soon
-
 import filelock
 import gymnasium as gym
 import numpy as np
@@ -92,7 +90,7 @@ class Args:
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
     cuda: bool = torch.cuda.is_available()  # train on the GPU
     compile: bool = CAN_COMPILE  # torch.compile the update: 1.4 times as fast; needs a C++ compiler
-    threads: int = 2  # CPU threads of PyTorch: 2 suit one run alone, 1 several side by side
+    threads: int = 1  # CPU threads of PyTorch; 2 are faster only if nothing else runs, and else far slower
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
     wandb_project_name: str = "continuous-control"  # where wandb files the run

@@ -62,7 +62,7 @@ print_commands() {
             fi
             # shellcheck disable=SC2086 # several flags
             printf -v command '%q ' "${python[@]}" "$script" --env-id "$task" --seed "$seed" --total-timesteps "$steps" \
-                --eval-frequency $((steps / 20)) --threads 1 --no-cuda --exp-name "$curve" $flags \
+                --eval-frequency $((steps / 20)) --no-cuda --exp-name "$curve" $flags \
                 --run-dir "$RESULTS/$experiment/$curve/${task#*:}/seed$seed" --resume "$@"
             echo "${command% }"
         done < <(grep "^$experiment " <<<"$table")

@@ -1,7 +1,7 @@
 """How fast do the scripts train beside Stable-Baselines3 and SBX, on this machine, now?
 
     python benchmark/speed.py --peer-python .peers/bin/python          a table, and every turn in speed.csv
-    python benchmark/speed.py --threads 1 --busy 2 --csv busy.csv      beside two busy processes
+    python benchmark/speed.py --threads 2 --busy 2 --csv busy.csv      two threads, beside two busy processes
     python benchmark/speed.py --device cuda --leanrl ~/LeanRL          LeanRL's scripts take part, too
     for n in 64 256 1024; do python benchmark/speed.py --hidden-dim $n --csv $n.csv; done
 
@@ -53,7 +53,7 @@ class Options:
     contestants: tuple[str, ...] = ("ours", "ours --no-compile", "SB3", "SBX", "LeanRL")
     env_id: str = "HalfCheetah-v4"  # better one whose episodes never end early, as resets are timed too
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: int = 2  # CPU threads of a contestant
+    threads: int = 1  # CPU threads of a contestant
     batch_size: int = 256  # transitions in a minibatch
     hidden_dim: int = 256  # width of the two hidden layers of every network
     rounds: int = 20  # turns of each contestant; at least two

@@ -21,7 +21,7 @@ print_grid() {
         for task in $ENVS; do
             for algorithm in $ALGORITHMS; do
                 printf -v command '%q ' "$PYTHON" "${algorithm}_continuous.py" --env-id "$task" \
-                    --seed "$seed" --total-timesteps "$TOTAL_TIMESTEPS" --threads 1 --no-cuda \
+                    --seed "$seed" --total-timesteps "$TOTAL_TIMESTEPS" --no-cuda \
                     --run-dir "$RESULTS/$algorithm/$task/seed$seed" --resume "$@"
                 echo "${command% }"
             done
