@@ -15,8 +15,6 @@ task and name are seeds of one curve. The files written are
 Published returns are in reference_returns.csv; reference_returns.md says where they are from.
 """
 
-import gzip
-import io
 import itertools
 import json
 import sys
@@ -24,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import pandas as pd
 import tyro
 from matplotlib.axes import Axes
@@ -32,11 +29,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 HERE = Path(__file__).resolve().parent
-LABELS = {"ddpg": "DDPG", "td3": "TD3", "sac": "SAC"}
+REFERENCE = pd.read_csv(HERE / "reference_returns.csv")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {"DDPG": "#E69F00", "TD3": "#0072B2", "SAC": "#009E73"}
 MORE_COLOURS = ["#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999999"]
-MARKERS = "osD^vPX"  # of the published sources
+MARKERS = dict(zip(REFERENCE["source"].unique(), "osD^vPX", strict=True))
 # Panels of losses.png: columns of losses.csv, the first drawn solid and the second dashed.
 LOSSES = [
     ["qf1_values", "target_q"],
@@ -51,34 +48,23 @@ LOG_SCALE = {"qf1_loss", "q_gradient_norm"}
 FREE_ARGUMENTS = {"seed", "run_dir", "resume", "total_timesteps", "checkpoint_frequency", "log_frequency"}
 FREE_ARGUMENTS |= {"cuda", "compile", "threads", "torch_deterministic", "capture_video", "watch", "track"}
 FREE_ARGUMENTS |= {"wandb_project_name", "wandb_entity"}
-# Mean return of 10 episodes of zero actions, seeds 0 to 9, with Gymnasium 1.4.0 and MuJoCo 4.0.0.
-STANDING_STILL = {"Ant-v4": 1000.9}
 NOTE = """
 Return of these runs: the mean over the evaluations in the last tenth of the steps that all seeds have.
 Published: mean ± standard deviation over seeds; reference_returns.md says what each source measured.
+Steps/s is the median over a run, hours are as the clock went.
+Standing still on Ant-v4 returns 1,001 (the mean of 10 episodes of zero actions, MuJoCo 4.0.0).
 """
 
 
 @dataclass
-class Runs:
-    """All runs in long tables: each row also says the task, the label and the seed of its run."""
+class Run:
+    """A run's folder, what it trained, and what it recorded."""
 
-    args: pd.DataFrame  # a row for each run: its folder, and its arguments as JSON
-    evaluations: pd.DataFrame
-    losses: pd.DataFrame
-    timing: pd.DataFrame
-
-    @property
-    def tasks(self) -> list[str]:
-        """All tasks, sorted."""
-        return sorted(set(self.args["task"]))
-
-    @property
-    def colours(self) -> dict[str, str]:
-        """A colour for each label: DDPG, TD3 and SAC first, others by name."""
-        labels = set(self.args["label"])
-        others = zip(sorted(labels - set(COLOURS)), itertools.cycle(MORE_COLOURS), strict=False)
-        return {label: colour for label, colour in [*COLOURS.items(), *others] if label in labels}
+    folder: Path
+    args: dict
+    task: str
+    label: str  # the name of its curve
+    tables: dict[str, pd.DataFrame]  # evaluations, losses and timing
 
 
 def refuse(reason: str) -> NoReturn:
@@ -89,56 +75,62 @@ def refuse(reason: str) -> NoReturn:
 
 # ======== Reading ========
 def read_csv(path: Path) -> pd.DataFrame:
-    """A CSV file, or its .csv.gz; empty without one. A half-written last line is left out."""
-    compressed = path.with_name(f"{path.name}.gz")
-    text = ""
-    if path.exists():
-        text = path.read_text()
-    elif compressed.exists():
-        text = gzip.decompress(compressed.read_bytes()).decode()
-    complete = text[: text.rfind("\n") + 1]
-    return pd.read_csv(io.StringIO(complete or "global_step\n"))
+    """A CSV file, or its .csv.gz; empty without one."""
+    for file in (path, path.with_name(f"{path.name}.gz")):
+        if file.exists() and file.stat().st_size > 0:
+            return pd.read_csv(file)
+    return pd.DataFrame(columns=["global_step"])
 
 
-def read_runs(folders: tuple[Path, ...]) -> Runs:
+def read_runs(folders: tuple[Path, ...]) -> list[Run]:
     """Every run under the folders that has an evaluation. Refuses to go on without one."""
-    tables: dict[str, list[pd.DataFrame]] = {"args": [], "evaluations": [], "losses": [], "timing": []}
+    runs = []
     # In a set, a run that lies under two of the folders counts once.
-    paths = {path.parent.resolve() for folder in folders for path in folder.rglob("args.json")}
-    for path in sorted(paths):
-        if read_csv(path / "evaluations.csv").empty:
-            continue
-        args = json.loads((path / "args.json").read_text())["args"]
+    for folder in sorted({path.parent.resolve() for path in folders for path in path.rglob("args.json")}):
+        tables = {name: read_csv(folder / f"{name}.csv") for name in ("evaluations", "losses", "timing")}
+        args = json.loads((folder / "args.json").read_text())["args"]
         name = args["exp_name"].removesuffix("_continuous")
-        run = {"task": args["env_id"], "label": LABELS.get(name, name), "seed": args["seed"]}
-        as_json = {argument: json.dumps(value) for argument, value in args.items()}
-        tables["args"].append(pd.DataFrame([as_json | run | {"folder": str(path)}]))
-        for table in ("evaluations", "losses", "timing"):
-            tables[table].append(read_csv(path / f"{table}.csv").assign(**run))
-    if not tables["args"]:
+        label = name.upper() if name.upper() in COLOURS else name
+        if len(tables["evaluations"]):
+            runs.append(Run(folder, args, args["env_id"], label, tables))
+    if not runs:
         refuse(f"no run with an evaluation in {', '.join(map(str, folders))}")
-    return Runs(**{name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()})
+    return runs
 
 
-def check(args: pd.DataFrame) -> None:
-    """Refuses runs of one curve that differ in an argument that matters, or have the same seed."""
-    for (task, label), curve in args.groupby(["task", "label"]):
-        # An argument that only some of them have is no difference: a later version of a script may add one.
-        values = curve.drop(columns=["folder", *FREE_ARGUMENTS], errors="ignore").nunique()
-        if values.max() > 1:
-            names = ", ".join(values.index[values > 1])
-            refuse(f"runs of {label} on {task} differ in {names}; tell them apart by --exp-name")
-        for seed, same in curve.groupby("seed"):
-            if len(same) > 1:
-                refuse(f"{label} on {task} has seed {seed} twice: {' and '.join(same['folder'])}")
+def check(runs: list[Run]) -> None:
+    """Refuses runs of one curve that have the same seed, or differ in an argument that matters."""
+    for run, other in itertools.combinations(runs, 2):
+        if (run.task, run.label) != (other.task, other.label):
+            continue
+        if run.args["seed"] == other.args["seed"]:
+            refuse(f"{run.label} on {run.task} has one seed twice: {run.folder} and {other.folder}")
+        # An argument that only one of them has is no difference: a later version of a script may add one.
+        names = run.args.keys() & other.args.keys() - FREE_ARGUMENTS
+        different = ", ".join(sorted(name for name in names if run.args[name] != other.args[name]))
+        if different:
+            refuse(f"{run.folder} and {other.folder} differ in {different}; tell them apart by --exp-name")
 
 
-def seeds_of(table: pd.DataFrame, task: str, label: str, column: str) -> pd.DataFrame:
-    """One column of a table: a row for each step, a column for each seed of this task and label."""
-    if column not in table:
-        return pd.DataFrame()
-    rows = table[(table["task"] == task) & (table["label"] == label)].dropna(subset=[column])
-    return rows.pivot(index="global_step", columns="seed", values=column)
+def tasks_of(runs: list[Run]) -> list[str]:
+    """All tasks, sorted."""
+    return sorted({run.task for run in runs})
+
+
+def colours_of(runs: list[Run]) -> dict[str, str]:
+    """A colour for each curve: DDPG, TD3 and SAC first, others by name."""
+    labels = {run.label for run in runs}
+    others = zip(sorted(labels - set(COLOURS)), itertools.cycle(MORE_COLOURS), strict=False)
+    return {label: colour for label, colour in [*COLOURS.items(), *others] if label in labels}
+
+
+def seeds_of(runs: list[Run], task: str, label: str, table: str, column: str) -> pd.DataFrame:
+    """One column of a table: a row for each step, a column for each seed of this task and curve."""
+    seeds = {}
+    for run in runs:
+        if (run.task, run.label) == (task, label) and column in run.tables[table]:
+            seeds[run.args["seed"]] = run.tables[table].set_index("global_step")[column].dropna()
+    return pd.DataFrame(dict(sorted(seeds.items())))
 
 
 def smooth(seeds: pd.DataFrame) -> pd.DataFrame:
@@ -146,11 +138,11 @@ def smooth(seeds: pd.DataFrame) -> pd.DataFrame:
     return seeds.rolling(1 + len(seeds) // 100, min_periods=1).mean()
 
 
-def published(reference: pd.DataFrame, task: str, label: str, steps: int) -> pd.DataFrame:
+def published(task: str, label: str, steps: int) -> pd.DataFrame:
     """Published returns of an algorithm at the largest published number of steps up to `steps`."""
-    algorithm = reference["algorithm"].replace("OurDDPG", "DDPG")  # the TD3 paper's own version of DDPG
+    algorithm = REFERENCE["algorithm"].replace("OurDDPG", "DDPG")  # the TD3 paper's own version of DDPG
     environment = task.rpartition("-v")[0]
-    rows = reference[(reference["environment"] == environment) & (algorithm == label)]
+    rows = REFERENCE[(REFERENCE["environment"] == environment) & (algorithm == label)]
     rows = rows[rows["steps"] <= steps]
     return rows[rows["steps"] == rows["steps"].max()]
 
@@ -190,124 +182,95 @@ def grey(label: str, **style) -> Line2D:
     return Line2D([], [], color="#555555", markerfacecolor="white", label=label, **style)
 
 
-def finish(figure: Figure, colours: dict[str, str], entries: list[Line2D]) -> None:
+def finish(figure: Figure, runs: list[Run], entries: list[Line2D]) -> Figure:
     """Removes empty panels, and adds one legend below all of them."""
     for axes in figure.axes:
         if not axes.has_data():
             axes.remove()
-    labels = [Line2D([], [], color=colour, linewidth=4, label=label) for label, colour in colours.items()]
-    handles = [*labels, grey("mean over seeds (thin: one seed)", linewidth=2), *entries]
+    handles = [Line2D([], [], color=colour, lw=4, label=label) for label, colour in colours_of(runs).items()]
+    handles += [grey("mean over seeds (thin: one seed)", linewidth=2), *entries]
     columns = int(figure.get_figwidth() // 2.8)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    return figure
 
 
-def returns_figure(runs: Runs, reference: pd.DataFrame) -> Figure:
+def returns_figure(runs: list[Run]) -> Figure:
     """Evaluation return against environment steps, with published returns to the right of their step."""
-    figure, panels = new_figure(runs.tasks, 3, "evaluation return")
-    markers = dict(zip(reference["source"].unique(), itertools.cycle(MARKERS), strict=False))
+    figure, panels = new_figure(tasks_of(runs), 3, "evaluation return")
     drawn = set()
-    for task, label in itertools.product(runs.tasks, runs.colours):
-        axes, colour = panels[task], runs.colours[label]
-        seeds = seeds_of(runs.evaluations, task, label, "episodic_return")
+    for (task, axes), (label, colour) in itertools.product(panels.items(), colours_of(runs).items()):
+        seeds = seeds_of(runs, task, label, "evaluations", "episodic_return")
+        if seeds.empty:
+            continue
         draw_seeds(axes, seeds, colour)
         end = seeds.index.max()
-        for row in published(reference, task, label, end).itertuples():
+        for row in published(task, label, end).itertuples():
             place = row.steps + 0.02 * end * (1 + len(axes.containers))  # beside those that are there
-            style = {"fmt": markers[row.source], "color": colour, "markerfacecolor": "white"}
+            style = {"fmt": MARKERS[row.source], "color": colour, "markerfacecolor": "white"}
             axes.errorbar(place, row.return_mean, row.return_std, **style)
             drawn.add(row.source)
-    entries = [grey(f"{source}, mean ± sd", marker=markers[source], linestyle="") for source in sorted(drawn)]
-    finish(figure, runs.colours, entries)
-    return figure
+    entries = [grey(f"{source}, mean ± sd", marker=MARKERS[source], linestyle="") for source in sorted(drawn)]
+    return finish(figure, runs, entries)
 
 
-def losses_figure(runs: Runs) -> Figure:
+def losses_figure(runs: list[Run]) -> Figure:
     """What losses.csv recorded: a row for each task, a column for each panel that has data."""
-    columns = [names for names in LOSSES if names[0] in runs.losses]
-    titles = [f"{task}\n{', dashed: '.join(names)}" for task in runs.tasks for names in columns]
+    recorded = {name for run in runs for name in run.tables["losses"]}
+    columns = [names for names in LOSSES if names[0] in recorded]
+    titles = [f"{task}\n{', dashed: '.join(names)}" for task in tasks_of(runs) for names in columns]
     figure, panels = new_figure(titles, len(columns))
-    for axes, (task, names) in zip(panels.values(), itertools.product(runs.tasks, columns), strict=True):
-        for label, colour in runs.colours.items():
+    for axes, (task, names) in zip(panels.values(), itertools.product(tasks_of(runs), columns), strict=True):
+        for label, colour in colours_of(runs).items():
             for name, style in zip(names, ["-", "--"], strict=False):
-                draw_seeds(axes, smooth(seeds_of(runs.losses, task, label, name)), colour, style)
+                draw_seeds(axes, smooth(seeds_of(runs, task, label, "losses", name)), colour, style)
         if names[0] in LOG_SCALE:
             axes.set_yscale("log")
-    finish(figure, runs.colours, [grey("each averaged over 1% of its rows", linestyle="")])
-    return figure
+    return finish(figure, runs, [grey("each averaged over 1% of its rows", linestyle="")])
 
 
-def q_values_figure(runs: Runs) -> Figure:
+def q_values_figure(runs: list[Run]) -> Figure:
     """The first critic's mean value, and the mean discounted return that the noise-free policy gets."""
-    figure, panels = new_figure(runs.tasks, 3, "discounted return")
-    for task, label in itertools.product(runs.tasks, runs.colours):
-        received = seeds_of(runs.evaluations, task, label, "discounted_return")
-        predicted = seeds_of(runs.losses, task, label, "qf1_values")
+    figure, panels = new_figure(tasks_of(runs), 3, "discounted return")
+    for (task, axes), (label, colour) in itertools.product(panels.items(), colours_of(runs).items()):
+        received = seeds_of(runs, task, label, "evaluations", "discounted_return")
+        predicted = seeds_of(runs, task, label, "losses", "qf1_values")
         if len(received):
-            draw_seeds(panels[task], received, runs.colours[label], "--")
-            draw_seeds(panels[task], smooth(predicted), runs.colours[label])
+            draw_seeds(axes, received, colour, "--")
+            draw_seeds(axes, smooth(predicted), colour)
     solid = grey("predicted by the critic (qf1_values)", linewidth=2)
     dashed = grey("received by the policy (discounted_return)", linewidth=2, linestyle="--")
-    finish(figure, runs.colours, [solid, dashed])
-    return figure
+    return finish(figure, runs, [solid, dashed])
 
 
 # ======== Table ========
 def number(value: float) -> str:
     """1,234 or 12.3, with three digits at least; nothing for NaN."""
-    if np.isnan(value):
+    if pd.isna(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def runs_row(returns: pd.DataFrame, elapsed: pd.DataFrame) -> dict[str, str]:
-    """The row of one curve: evaluations at the last steps that all seeds have, and running times."""
-    finals = returns[returns.index > 0.9 * returns.index[-1]].mean()
-    speeds = elapsed.apply(pd.Series.last_valid_index) / elapsed.max()
-    return {
-        "Source": "these runs",
-        "Steps": f"{returns.index[-1]:,}",
-        "Seeds": str(len(finals)),
-        "Return": number(finals.mean()),
-        "Each seed": "; ".join(map(number, finals)),
-        "Hours a run": number(elapsed.max().mean() / 3600),
-        "Steps/s": number(speeds.mean()),
-    }
-
-
-def published_row(row: pd.Series) -> dict[str, str]:
-    """The row of one published return."""
-    spread = number(row["return_std"])
-    return {
-        "Source": f"{row['source']} ({row['metric']})",
-        "Steps": f"{row['steps']:,}",
-        "Seeds": str(row["seeds"]),
-        "Return": number(row["return_mean"]) + (f" ± {spread}" if spread else ""),
-    }
-
-
-def make_table(runs: Runs, reference: pd.DataFrame) -> str:
+def make_table(runs: list[Run]) -> str:
     """Final evaluations, published returns at the same number of steps and running times, as Markdown."""
     rows = []
-    for task, label in itertools.product(runs.tasks, runs.colours):
-        returns = seeds_of(runs.evaluations, task, label, "episodic_return").dropna()
+    for task, label in itertools.product(tasks_of(runs), colours_of(runs)):
+        returns = seeds_of(runs, task, label, "evaluations", "episodic_return").dropna()
         if returns.empty:
             continue
-        curve = {"Task": task, "Algorithm": label}
-        rows.append(curve | runs_row(returns, seeds_of(runs.timing, task, label, "elapsed")))
         steps = returns.index[-1]
-        for _, row in published(reference, task, label, steps).iterrows():
-            if row["steps"] == steps:
-                rows.append(curve | published_row(row))
-    for task in sorted(set(STANDING_STILL) & set(runs.tasks)):
-        still = {"Task": task, "Algorithm": "standing still", "Source": "10 episodes of zero actions"}
-        rows.append(still | {"Return": number(STANDING_STILL[task])})
-    return markdown(pd.DataFrame(rows).fillna("")) + NOTE
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of texts in Markdown."""
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        finals = returns[returns.index > 0.9 * steps].mean()
+        hours = seeds_of(runs, task, label, "timing", "elapsed").max().mean() / 3600
+        speed = seeds_of(runs, task, label, "timing", "SPS").median().mean()
+        ours = ["these runs", str(len(finals)), number(finals.mean()), "; ".join(map(number, finals))]
+        rows.append([task, label, f"{steps:,}", *ours, number(hours), number(speed)])
+        for row in published(task, label, steps).itertuples():
+            if row.steps == steps:
+                spread = f" ± {number(row.return_std)}" if row.return_std > 0 else ""
+                theirs = [f"{row.source} ({row.metric})", str(row.seeds), number(row.return_mean) + spread]
+                rows.append([task, label, f"{steps:,}", *theirs, "", "", ""])
+    header = "Task", "Algorithm", "Steps", "Source", "Seeds", "Return", "Each seed", "Hours", "Steps/s"
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + NOTE
 
 
 def main(
@@ -320,17 +283,16 @@ def main(
         output: Folder for the figures and the table.
     """
     runs = read_runs(folders)
-    check(runs.args)
-    reference = pd.read_csv(HERE / "reference_returns.csv")
-    figures = {"returns": returns_figure(runs, reference)}
-    if any(names[0] in runs.losses for names in LOSSES):
+    check(runs)
+    figures = {"returns": returns_figure(runs)}
+    if any(len(run.tables["losses"]) for run in runs):
         figures["losses"] = losses_figure(runs)
-    if "discounted_return" in runs.evaluations:
+    if any("discounted_return" in run.tables["evaluations"] for run in runs):
         figures["q_values"] = q_values_figure(runs)
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=120)
-    text = make_table(runs, reference)
+    text = make_table(runs)
     (output / "table.md").write_text(text)
     print(text, end="")
 
