@@ -148,19 +148,21 @@ def published(task: str, label: str, steps: int) -> pd.DataFrame:
 
 
 # ======== Figures ========
-def new_figure(titles: list[str], columns: int, ylabel: str = "") -> tuple[Figure, dict[str, Axes]]:
+def new_figure(
+    titles: list[str], columns: int, ylabel: str = "", xlabel: str = "environment steps"
+) -> tuple[Figure, dict[str, Axes]]:
     """A figure with a panel for each title."""
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)  # rounded up
     figure = Figure(figsize=(max(7, 4.2 * columns), 3 * rows + 1.3), layout="constrained")
     panels = {}
     for place, title in enumerate(titles, start=1):
-        axes = figure.add_subplot(rows, columns, place, xlabel="environment steps", ylabel=ylabel)
+        axes = figure.add_subplot(rows, columns, place, xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title, fontsize="medium")
         axes.grid(color="#E5E5E5")
         axes.spines[["top", "right"]].set_visible(False)
         axes.locator_params(axis="x", nbins=4, steps=[1, 2, 2.5, 5, 10])
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter("{x:,.10g}")
         panels[title] = axes
     return figure, panels
 

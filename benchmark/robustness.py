@@ -1,0 +1,121 @@
+"""Plays trained policies again: with exploring actions, and with a heavier or lighter body.
+
+    python benchmark/robustness.py                                 # benchmark/results -> benchmark/figures
+    python benchmark/robustness.py runs/sac runs/td3 --output figures
+
+A policy is a run's folder with args.json and policy.pt, at any depth. It plays the same episodes, by their
+seeds, under every condition. The files written are
+
+    robustness.csv    the return of every episode
+    robustness.png    return against the mass of the body, relative to the one that it was trained with
+    exploring.md      return of noise-free and of exploring actions, and their difference in the same episodes
+
+Exploring actions are those of training: SAC samples its policy, DDPG and TD3 add noise to theirs.
+All masses and moments of inertia are multiplied; motors, friction and gravity stay as they are.
+"""
+
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import pandas as pd
+import torch
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from plot import COLOURS, HERE, draw_seeds, new_figure, number
+
+sys.path.insert(0, str(HERE.parent))  # where the three scripts are
+MASSES = (0.5, 0.75, 1.0, 1.25, 1.5)
+FIRST_SEED = 1_000_000  # of the episodes; evaluations in training start elsewhere
+
+
+def play_policy(folder: Path, episodes: int) -> Iterator[dict]:
+    """Plays the policy of a run under every condition: a row for each episode."""
+    args = json.loads((folder / "args.json").read_text())["args"]
+    script = importlib.import_module(args["exp_name"])
+    agent = script.load_policy(folder)
+    for actions, mass in [*itertools.product(["noise-free"], MASSES), ("exploring", 1.0)]:
+        env = script.make_env(args["env_id"], args["seed"])
+        multiply_mass(env.unwrapped, mass)
+        if actions == "exploring":
+            torch.manual_seed(0)
+            agent.act = agent.explore
+        for seed in range(FIRST_SEED, FIRST_SEED + episodes):
+            agent.start_episode()
+            yield {
+                "task": args["env_id"],
+                "algorithm": args["exp_name"].removesuffix("_continuous").upper(),
+                "seed": args["seed"],
+                "actions": actions,
+                "mass": mass,
+                "episode": seed,
+                "return": sum(script.play(agent, env, seed)),
+            }
+
+
+def multiply_mass(env: gym.Env, factor: float) -> None:
+    """Multiplies every mass and moment of inertia, and has MuJoCo compute what follows from them."""
+    env.model.body_mass *= factor
+    env.model.body_inertia *= factor
+    mujoco.mj_setConst(env.model, env.data)
+
+
+def mass_figure(returns: pd.DataFrame) -> Figure:
+    """Noise-free return against mass: each policy thin, and bold the mean over an algorithm's policies."""
+    returns = returns[returns["actions"] == "noise-free"]
+    figure, panels = new_figure(sorted(returns["task"].unique()), 3, "return", "mass, relative to training")
+    for (task, algorithm), rows in returns.groupby(["task", "algorithm"]):
+        means = rows.pivot_table(index="mass", columns="seed", values="return")
+        draw_seeds(panels[task], means, COLOURS[algorithm])
+    names = sorted(returns["algorithm"].unique())
+    handles = [Line2D([], [], color=COLOURS[name], lw=4, label=name) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def exploring_table(returns: pd.DataFrame) -> str:
+    """Both kinds of actions at the original mass, as Markdown: a row for each policy."""
+    lines = ["| Task | Algorithm | Seed | Noise-free | Exploring | Difference |", "| --- " * 6 + "|"]
+    original = returns[returns["mass"] == 1]
+    for policy, rows in original.groupby(["task", "algorithm", "seed"]):
+        pairs = rows.pivot(index="episode", columns="actions", values="return")
+        difference = pairs["exploring"] - pairs["noise-free"]
+        means = map(number, [pairs["noise-free"].mean(), pairs["exploring"].mean(), difference.mean()])
+        lines.append(f"| {' | '.join(map(str, [*policy, *means]))} ± {number(difference.sem())} |")
+    lines.append("\nDifference: mean ± standard error over episodes with the same start.\n")
+    return "\n".join(lines)
+
+
+def main(
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (HERE / "results",),
+    output: Path = HERE / "figures",
+    episodes: int = 20,
+) -> None:
+    """Plays trained policies again, with exploring actions and with a heavier or lighter body.
+
+    Args:
+        folders: Folders that hold runs of the three scripts, at any depth.
+        output: Folder for the files that are written.
+        episodes: Episodes of each policy under each condition.
+    """
+    rows = []
+    for path in sorted({path.parent for folder in folders for path in folder.rglob("policy.pt")}):
+        print(f"plays {path}", flush=True)
+        rows += play_policy(path, episodes)
+    returns = pd.DataFrame(rows)
+    output.mkdir(parents=True, exist_ok=True)
+    returns.to_csv(output / "robustness.csv", index=False)
+    mass_figure(returns).savefig(output / "robustness.png", dpi=120)
+    table = exploring_table(returns)
+    (output / "exploring.md").write_text(table)
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
