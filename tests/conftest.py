@@ -30,3 +30,8 @@ def run(script: str, *arguments, cwd: Path = ROOT, timeout: float = 300, **optio
     return subprocess.run(
         command, cwd=cwd, timeout=timeout, capture_output=True, text=True, check=False, **options
     )
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All that is in a folder: the files' bytes, by their path."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

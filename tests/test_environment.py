@@ -1,4 +1,4 @@
-"""The environment: its spaces, what is stored of each step, random actions, and evaluation.
+"""The environment: its spaces, what is stored and recorded of each step, random actions, and evaluation.
 
 The tests train on small environments, made here, whose every step can be worked out by hand. Other test files
 use them too, and `quick_train`. What all three scripts share is tested on DDPG's, the fastest.
@@ -84,7 +84,7 @@ class Doubling(Steady):
 
 
 class Anything(gym.Env):
-    """Random samples of any observation space; an episode has ten steps."""
+    """Random samples of any observation space, any space of actions; an episode has ten steps."""
 
     def __init__(self, observation_space=None, action_space=None):
         self.observation_space = observation_space or spaces.Box(-1.0, 1.0, (3,))
@@ -96,7 +96,7 @@ class Anything(gym.Env):
         return self.latest, {}
 
     def step(self, action):
-        self.steps, self.latest = self.steps + 1, self.observation_space.sample()
+        self.steps, self.latest, self.received = self.steps + 1, self.observation_space.sample(), action
         return self.latest, 1.0, self.steps == 10, False, {}
 
 
@@ -132,6 +132,32 @@ def steps(path: Path) -> list[int]:
 
 # ---- Spaces ----
 
+BOXES = {
+    "asymmetric": spaces.Box(np.float32([-3, 0, 5, -0.1]), np.float32([1, 7, 6, 100])),
+    "two_pi": spaces.Box(0.0, 2 * np.pi, (12,)),
+    "float64": spaces.Box(np.array([-0.4, 0.1]), np.array([0.4, 0.3]), dtype=np.float64),
+}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("kind", BOXES)
+def test_e0_maps_each_dimension_affinely_onto_its_own_bounds(kind):
+    """In the task's own precision, and not a rounding error beyond, which a task may refuse."""
+    space = BOXES[kind]
+    env = ddpg.make_env(register(Anything, kwargs={"action_space": space}), 1)
+    assert env.action_space == spaces.Box(-1, 1, space.shape, space.dtype)
+    rounding = 4 * np.finfo(space.dtype).eps * np.abs([space.low, space.high]).max(axis=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (50, *space.shape)).astype(space.dtype)
+    actions[0], actions[1] = -1, 1
+    for action in actions:
+        env.step(action)
+        received = env.unwrapped.received
+        share = (action + 1.0) / 2  # of the way from low to high: E0 in another form
+        assert np.all(np.abs(received - ((1 - share) * space.low + share * space.high)) <= rounding)
+        assert received.dtype == space.dtype
+        assert space.contains(received)
+
+
 OBSERVATIONS = {
     "image": spaces.Box(0, 255, (4, 4, 3), np.uint8),
     "float64 matrix": spaces.Box(-5.0, 5.0, (2, 3), np.float64),
@@ -149,9 +175,7 @@ def test_observations_are_flattened(kind, tmp_path):
     if kind == "dictionary":
         wanted = np.append(np.eye(4)[wanted["gear"]], wanted["goal"])
     np.testing.assert_array_equal(observation, np.ravel(wanted))
-
-    run_dir = quick_train(ddpg, tmp_path / "run", env_id=env_id, total_timesteps=80)
-    assert steps(run_dir / "losses.csv") == [80]
+    quick_train(ddpg, tmp_path / "run", env_id=env_id, total_timesteps=65)
 
 
 @pytest.mark.parametrize("version", ["v4", "v5"])
@@ -161,8 +185,8 @@ def test_mujoco_tasks_of_both_versions(task, version):
     env = ddpg.make_env(f"{task}-{version}", 1)
     action = np.linspace(-1, 1, env.action_space.shape[0], dtype=np.float32)
     env.step(action)
-    bounds = {"Humanoid": 0.4}
-    np.testing.assert_allclose(env.unwrapped.data.ctrl, bounds.get(task, 1.0) * action, rtol=1e-6)
+    bound = {"Humanoid": 0.4}.get(task, 1.0)
+    np.testing.assert_allclose(env.unwrapped.data.ctrl, bound * action, rtol=1e-6)
 
 
 def test_only_known_warnings_are_silenced(tmp_path, monkeypatch, capfd):
@@ -213,23 +237,18 @@ def test_what_is_stored_of_each_step(capacity, tmp_path):
     assert seen == happened.keys()
 
 
-def test_episodes_are_recorded_as_they_were(tmp_path):
-    """episodes.csv has each whole episode's last step, return and length, worked out by hand."""
+def test_episodes_are_recorded_as_they_were(tmp_path, monkeypatch):
+    """episodes.csv has each whole episode's last step, return and length, and then noise starts afresh."""
     Counter.history.clear()
-    run_dir = quick_train(ddpg, tmp_path / "run")
-    wanted, global_step, episode = [], 0, Counter.history[0][0]
-    while True:
-        length = 5 if episode % 3 == 0 else 7
-        global_step += length
-        if global_step > 130:
-            break
-        total = 100.0 * episode * length + sum(range(length))
-        wanted.append({"global_step": global_step, "episodic_return": total, "episodic_length": length})
-        episode += 1
-    assert rows(run_dir / "episodes.csv") == wanted
-
-
-# ---- Exploration ----
+    fresh = []
+    monkeypatch.setattr(ddpg.Agent, "start_episode", lambda agent: fresh.append(len(Counter.history)))
+    recorded = rows(quick_train(ddpg, tmp_path / "run") / "episodes.csv")
+    starts = [number for number, (_, step, *_) in enumerate(Counter.history) if step == 0]
+    assert len(starts) > 15
+    for row, start, end in zip(recorded, starts[:-1], starts[1:], strict=True):
+        total = sum(100.0 * episode + step for episode, step, *_ in Counter.history[start:end])
+        assert row == {"global_step": end, "episodic_return": total, "episodic_length": end - start}
+    assert fresh == starts[1:]
 
 
 def test_random_actions_are_uniform(tmp_path):

@@ -13,7 +13,7 @@ from conftest import ROOT, SCRIPTS, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "benchmark/README.md"]
-ALGORITHMS = {"DDPG": ["ddpg"], "TD3": ["td3"], "SAC": ["sac"]}
+ALGORITHMS = ["DDPG", "TD3", "SAC"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_links_lead_somewhere(page):
 
 def equations(name: str) -> set[tuple[str, str]]:
     """(equation, function) for each function of a script whose docstring cites an equation."""
-    tree = ast.parse((ROOT / f"{name}_continuous.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / f"{name.lower()}_continuous.py").read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     return {
         (equation, function.name)
@@ -70,13 +70,13 @@ def test_the_table_of_the_equations_is_true():
     assert [row[0] for row in rows] == [f"(E{number})" for number in range(13)]
     listed = set()
     for equation, place in rows:
-        named = [name for name in ALGORITHMS if name in place] or list(ALGORITHMS)
+        named = [name for name in ALGORITHMS if name in place] or ALGORITHMS
         listed |= {
             (algorithm, equation, function)
             for algorithm in named
             for function in re.findall(r"`(\w+)`", place)
         }
-    cited = {(algorithm, *pair) for algorithm, (name,) in ALGORITHMS.items() for pair in equations(name)}
+    cited = {(algorithm, *pair) for algorithm in ALGORITHMS for pair in equations(algorithm)}
     assert listed == cited
 
 

@@ -8,7 +8,6 @@ import functools
 import gc
 import importlib
 import itertools
-import json
 import multiprocessing
 import os
 import pkgutil
@@ -26,8 +25,8 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from conftest import ROOT, SCRIPTS
-from twenty_kills import SHORT, differences, kill_and_resume, leaves, results
+from conftest import ROOT, SCRIPTS, contents
+from twenty_kills import SHORT, differences, kill_and_resume, results
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="these are POSIX signals and forks")
 
@@ -101,21 +100,13 @@ def status(function: Callable, *arguments) -> int:
 def alone(tmp_path_factory) -> Callable:
     """alone(script, flags) is the results of a run that nothing ever happened to; each is run once."""
 
-    known = {}
-
+    @functools.cache
     def left_alone(script: str, flags: str = "") -> dict[str, bytes]:
-        if (script, flags) not in known:
-            run_dir = tmp_path_factory.mktemp("alone") / "run"
-            assert train(script, run_dir, flags) == 0
-            known[script, flags] = results(run_dir)
-        return known[script, flags]
+        run_dir = tmp_path_factory.mktemp("alone") / "run"
+        assert train(script, run_dir, flags) == 0
+        return results(run_dir)
 
     return left_alone
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files under a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -300,10 +291,8 @@ def test_stopped_twice_in_the_middle_of_an_episode(script, device, alone, tmp_pa
         output = capfd.readouterr()
         assert f"{done} of {STEPS}" in output.out
         assert "Ctrl-C" in output.err  # what happens now, and what another Ctrl-C does
-        (run_dir / "notes.csv").write_text("a file of the user's own")
     train(script, run_dir, flags)
     assert not differences(run_dir, alone(script, device))
-    assert (run_dir / "notes.csv").read_text() == "a file of the user's own"
 
 
 def test_a_second_ctrl_c_ends_it_at_once(alone, tmp_path, monkeypatch):
@@ -374,30 +363,20 @@ def test_more_steps_after_the_end(alone, tmp_path, capfd):
         assert contents(tmp_path / "run") == before
 
 
-FREE = {"total_timesteps", "run_dir", "resume", "checkpoint_frequency", "threads", "compile", "capture_video"}
-FREE |= {"watch", "track", "wandb_project_name", "wandb_entity"}
-FREE |= {"cuda"}  # refused too, but not every machine can be asked for it
-
-
-def changed(name: str, value) -> str:
-    """Flags that give an argument another value than it had."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--no-{flag}" if value else f"--{flag}"
-    others = {"env_id": "Pendulum-v1", "exp_name": "other", "target_entropy": -0.5}
-    return f"--{flag} {others.get(name) or (value + 1 if isinstance(value, int) else value / 2)}"
+CHANGES = ["--env-id Pendulum-v1", "--seed 2", "--gamma 0.5", "--target-entropy -0.5", "--buffer-size 151"]
+CHANGES += ["--learning-starts 61", "--eval-frequency 101", "--log-frequency 11", "--exp-name other"]
 
 
 def test_changed_arguments_are_refused_by_name(tmp_path, refused, capfd):
+    """But for those that change nothing, or by rounding alone, which a line says."""
     run_dir = tmp_path / "run"
     train(SAC, run_dir, "--total-timesteps 30")
-    for name, value in json.loads((run_dir / "args.json").read_text())["args"].items():
-        if name not in FREE:
-            line = refused(run_dir, train, SAC, run_dir, changed(name, value))
-            assert f"--{name.replace('_', '-')}" in line
+    for change in CHANGES:
+        assert change.split()[0] in refused(run_dir, train, SAC, run_dir, change)
+    assert "--autotune" in refused(run_dir, train, SAC, run_dir, "--no-autotune")
     assert "--policy-frequency" in refused(run_dir, train, TD3, run_dir)
-    assert train(SAC, run_dir, "--threads 2 --total-timesteps 31") == 0
-    assert "--threads" in capfd.readouterr().out  # may change, but results may then differ by rounding
+    assert train(SAC, run_dir, "--total-timesteps 31 --checkpoint-frequency 7 --threads 2") == 0
+    assert "--threads" in capfd.readouterr().out
 
 
 def test_a_second_process_on_the_same_folder_is_refused(alone, tmp_path, monkeypatch, refused):
@@ -427,32 +406,16 @@ def stopped(tmp_path) -> Path:
 def test_a_damaged_checkpoint_is_refused(stopped, alone, refused):
     """With what to do, and that helps."""
     path = stopped / "checkpoint.pt"
-    for share in (0.999, 0.5, 0):
-        os.truncate(path, int(share * path.stat().st_size))
+    whole, weight = path.read_bytes(), torch.load(path)["agent"]["actor.net.0.weight"].numpy().tobytes()
+    for damaged in (whole.replace(weight, weight[::-1]), whole[:-50], whole[: len(whole) // 2], b""):
+        assert damaged != whole
+        path.write_bytes(damaged)
         line = refused(stopped, train, DDPG, stopped)
         assert str(path) in line
         assert "delete" in line
     path.unlink()
     train(DDPG, stopped)
     assert not differences(stopped, alone(DDPG))
-
-
-def test_flipped_bits(stopped):
-    """Wherever one is, it is found or does no harm."""
-    module, path, generator = importlib.import_module(DDPG), stopped / "checkpoint.pt", random.Random(1)
-    whole, found = path.read_bytes(), 0
-    sound = dict(leaves(module.read_checkpoint(path), ""))
-    for _ in range(60):
-        data = bytearray(whole)
-        data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
-        path.write_bytes(data)
-        try:
-            read = module.read_checkpoint(path)
-        except Exception:  # several kinds, as a bit may be anywhere
-            found += 1
-        else:
-            assert dict(leaves(read, "")) == sound
-    assert found > 10
 
 
 class Payload:
@@ -465,14 +428,12 @@ class Payload:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_a_malicious_file_executes_nothing(new_format, stopped, refused):
+def test_a_malicious_file_executes_nothing(stopped, refused):
     module, sign = importlib.import_module(DDPG), stopped.parent / "executed"
     watch = functools.partial(status, module.watch, module.Args(watch=str(stopped)))
     for name, read in (("checkpoint.pt", functools.partial(train, DDPG, stopped)), ("policy.pt", watch)):
         path = stopped / name
-        content = torch.load(path, weights_only=True) | {"more": Payload(sign)}
-        torch.save(content, path, _use_new_zipfile_serialization=new_format)
+        torch.save(torch.load(path) | {"more": Payload(sign)}, path)
         torch.load(path, weights_only=False)
         assert sign.exists(), "a reader that trusts it creates the file"
         sign.unlink()
@@ -516,7 +477,7 @@ def test_no_room_on_the_disk(size, handler, status, flags, alone, tmp_path):
 
 
 def note_peaks(path: Path) -> None:
-    """To prepare a process: it writes down the most memory it ever had before each row of timing.csv."""
+    """To prepare a process: it writes down the most memory it ever had whenever it opens timing.csv."""
 
     def audit(event: str, arguments: tuple) -> None:
         if event == "open" and str(arguments[0]).endswith("timing.csv") and arguments[1] == "a":
@@ -526,16 +487,16 @@ def note_peaks(path: Path) -> None:
     sys.addaudithook(audit)
 
 
-def test_a_checkpoint_has_what_is_filled_of_the_buffer_and_does_not_double_memory(tmp_path):
-    """40 of the buffer's 400 MB are filled. They are in the file, but not twice in memory: this compares the
-    peak just before the checkpoint with that after it."""
-    flags = (
-        f"{WIDE} --learning-starts 2000 --buffer-size 10000 --checkpoint-frequency 1000 --eval-frequency 0"
-    )
-    arguments = words(DDPG, tmp_path / "run", f"{flags} --total-timesteps 1010")
+def test_only_what_is_filled_of_the_buffer_takes_memory(tmp_path):
+    """40 MB of 2 GB are filled. A checkpoint holds these alone, and does not have them in memory twice: this
+    compares the peak just before it with that after it."""
+    flags = f"{WIDE} --total-timesteps 1010 --learning-starts 2000 --buffer-size 50000"
+    arguments = words(DDPG, tmp_path / "run", f"{flags} --checkpoint-frequency 1000 --eval-frequency 0")
     assert Process(DDPG, arguments, functools.partial(note_peaks, tmp_path / "peaks")).wait() == 0
     filled = 1010 * (2 * 5_000 + 1 + 1 + 1) * 4
     assert filled < (tmp_path / "run/checkpoint.pt").stat().st_size < 1.1 * filled
     unit = 1 if sys.platform == "darwin" else 1024
-    *_, before, after = (unit * int(peak) for peak in (tmp_path / "peaks").read_text().split())
+    peaks = [unit * int(peak) for peak in (tmp_path / "peaks").read_text().split()]
+    before, after = peaks[99], peaks[-1]  # the row of step 1000 is the hundredth
     assert filled < before <= after < before + filled / 4
+    assert after < 1e9
