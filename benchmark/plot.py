@@ -82,6 +82,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(columns=["global_step"])
 
 
+def label_of(args: dict) -> str:
+    """The name of a run's curve."""
+    name = args["exp_name"].removesuffix("_continuous")
+    return name.upper() if name.upper() in COLOURS else name
+
+
 def read_runs(folders: tuple[Path, ...]) -> list[Run]:
     """Every run under the folders that has an evaluation. Refuses to go on without one."""
     runs = []
@@ -89,10 +95,8 @@ def read_runs(folders: tuple[Path, ...]) -> list[Run]:
     for folder in sorted({path.parent.resolve() for path in folders for path in path.rglob("args.json")}):
         tables = {name: read_csv(folder / f"{name}.csv") for name in ("evaluations", "losses", "timing")}
         args = json.loads((folder / "args.json").read_text())["args"]
-        name = args["exp_name"].removesuffix("_continuous")
-        label = name.upper() if name.upper() in COLOURS else name
         if len(tables["evaluations"]):
-            runs.append(Run(folder, args, args["env_id"], label, tables))
+            runs.append(Run(folder, args, args["env_id"], label_of(args), tables))
     if not runs:
         refuse(f"no run with an evaluation in {', '.join(map(str, folders))}")
     return runs
@@ -118,8 +122,12 @@ def tasks_of(runs: list[Run]) -> list[str]:
 
 
 def colours_of(runs: list[Run]) -> dict[str, str]:
-    """A colour for each curve: DDPG, TD3 and SAC first, others by name."""
-    labels = {run.label for run in runs}
+    """A colour for each curve."""
+    return choose_colours({run.label for run in runs})
+
+
+def choose_colours(labels: set[str]) -> dict[str, str]:
+    """A colour for each name: DDPG, TD3 and SAC first, others by the alphabet."""
     others = zip(sorted(labels - set(COLOURS)), itertools.cycle(MORE_COLOURS), strict=False)
     return {label: colour for label, colour in [*COLOURS.items(), *others] if label in labels}
 

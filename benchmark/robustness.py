@@ -3,8 +3,8 @@
     python benchmark/robustness.py                                 # benchmark/results -> benchmark/figures
     python benchmark/robustness.py runs/sac runs/td3 --output figures
 
-A policy is a run's folder with args.json and policy.pt, at any depth. It plays the same episodes, by their
-seeds, under every condition. The files written are
+A policy is a folder with the args.json and policy.pt of one of the three scripts, at any depth. It plays the
+same episodes, by their seeds, under every condition. The files written are
 
     robustness.csv    the return of every episode
     robustness.png    return against the mass of the body, relative to the one that it was trained with
@@ -14,12 +14,14 @@ Exploring actions are those of training: SAC samples its policy, DDPG and TD3 ad
 All masses and moments of inertia are multiplied; motors, friction and gravity stay as they are.
 """
 
+import dataclasses
 import importlib
 import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import gymnasium as gym
 import mujoco
@@ -28,17 +30,29 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from plot import COLOURS, HERE, draw_seeds, new_figure, number
+from plot import HERE, choose_colours, draw_seeds, label_of, new_figure, number
 
 sys.path.insert(0, str(HERE.parent))  # where the three scripts are
 MASSES = (0.5, 0.75, 1.0, 1.25, 1.5)
 FIRST_SEED = 1_000_000  # of the episodes; evaluations in training start elsewhere
 
 
+def script_of(args: dict) -> ModuleType:
+    """The script that has these arguments. Raises ValueError if none of the three does."""
+    for name in ("ddpg_continuous", "td3_continuous", "sac_continuous"):
+        script = importlib.import_module(name)
+        if args.keys() == {field.name for field in dataclasses.fields(script.Args)}:
+            return script
+    raise ValueError("none of the three scripts has its arguments")
+
+
 def play_policy(folder: Path, episodes: int) -> Iterator[dict]:
-    """Plays the policy of a run under every condition: a row for each episode."""
+    """Plays the policy of a run under every condition: a row for each episode.
+
+    Raises ValueError or RuntimeError if it is not one of the three scripts' policies.
+    """
     args = json.loads((folder / "args.json").read_text())["args"]
-    script = importlib.import_module(args["exp_name"])
+    script = script_of(args)
     agent = script.load_policy(folder)
     for actions, mass in [*itertools.product(["noise-free"], MASSES), ("exploring", 1.0)]:
         env = script.make_env(args["env_id"], args["seed"])
@@ -50,7 +64,7 @@ def play_policy(folder: Path, episodes: int) -> Iterator[dict]:
             agent.start_episode()
             yield {
                 "task": args["env_id"],
-                "algorithm": args["exp_name"].removesuffix("_continuous").upper(),
+                "algorithm": label_of(args),
                 "seed": args["seed"],
                 "actions": actions,
                 "mass": mass,
@@ -70,11 +84,11 @@ def mass_figure(returns: pd.DataFrame) -> Figure:
     """Noise-free return against mass: each policy thin, and bold the mean over an algorithm's policies."""
     returns = returns[returns["actions"] == "noise-free"]
     figure, panels = new_figure(sorted(returns["task"].unique()), 3, "return", "mass, relative to training")
+    colours = choose_colours(set(returns["algorithm"]))
     for (task, algorithm), rows in returns.groupby(["task", "algorithm"]):
         means = rows.pivot_table(index="mass", columns="seed", values="return")
-        draw_seeds(panels[task], means, COLOURS[algorithm])
-    names = sorted(returns["algorithm"].unique())
-    handles = [Line2D([], [], color=COLOURS[name], lw=4, label=name) for name in names]
+        draw_seeds(panels[task], means, colours[algorithm])
+    handles = [Line2D([], [], color=colour, lw=4, label=label) for label, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -107,7 +121,12 @@ def main(
     rows = []
     for path in sorted({path.parent for folder in folders for path in folder.rglob("policy.pt")}):
         print(f"plays {path}", flush=True)
-        rows += play_policy(path, episodes)
+        try:
+            rows += play_policy(path, episodes)
+        except (ValueError, RuntimeError) as reason:
+            print(f"left out: {reason}", file=sys.stderr)
+    if not rows:
+        sys.exit(f"robustness.py: error: no policy of the three scripts in {', '.join(map(str, folders))}")
     returns = pd.DataFrame(rows)
     output.mkdir(parents=True, exist_ok=True)
     returns.to_csv(output / "robustness.csv", index=False)

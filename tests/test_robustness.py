@@ -1,6 +1,7 @@
 """benchmark/robustness.py: trained policies under other conditions."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_every_policy_plays_the_same_episodes_under_every_condition(policy, tmp_
     assert float(row[5].split(" ±")[0]) == pytest.approx(exploring - mean, rel=0.02)
     (axes,) = robustness.mass_figure(returns).axes
     assert axes.lines[0].get_ydata()[2] == pytest.approx(mean)
+
+
+def test_curves_keep_their_names_and_foreign_policies_are_left_out(policy, tmp_path, capsys):
+    args = json.loads((policy / "args.json").read_text())["args"]
+    for name, changes in (("fixed", {}), ("foreign", {"target_lr": 0.1})):
+        folder = tmp_path / "sac" / name
+        shutil.copytree(policy, folder)
+        (folder / "args.json").write_text(json.dumps({"args": args | {"exp_name": name} | changes}))
+    robustness.main((policy.parent,), tmp_path / "figures", episodes=2)
+    returns = robustness.pd.read_csv(tmp_path / "figures" / "robustness.csv")
+    assert set(returns["algorithm"]) == {"SAC", "fixed"}
+    assert capsys.readouterr().err.startswith("left out: ")
 
 
 def test_a_heavier_body_weighs_more_and_is_harder_to_turn():
