@@ -20,6 +20,10 @@ exploration    MountainCarContinuous-v0  15000 5 gaussian_0.1          ddpg --le
 exploration    MountainCarContinuous-v0  15000 5 gaussian_0.38         ddpg --learning-starts 1000 --exploration-noise 0.38
 exploration    MountainCarContinuous-v0  15000 5 ornstein_uhlenbeck    ddpg --learning-starts 1000 --ou-noise
 exploration    MountainCarContinuous-v0  15000 5 epsilon_uniform_0.2   ddpg --learning-starts 1000 --random-action-prob 0.2
+exploration    HalfCheetah-v4           100000 3 gaussian_0.1          ddpg
+exploration    HalfCheetah-v4           100000 3 gaussian_0.38         ddpg --exploration-noise 0.38
+exploration    HalfCheetah-v4           100000 3 ornstein_uhlenbeck    ddpg --ou-noise
+exploration    HalfCheetah-v4           100000 3 epsilon_uniform_0.2   ddpg --random-action-prob 0.2
 targets        HalfCheetah-v4           100000 5 tau_1                 ddpg --tau 1
 targets        HalfCheetah-v4           100000 5 tau_0.05              ddpg --tau 0.05
 targets        HalfCheetah-v4           100000 5 tau_0.005             ddpg --tau 0.005
