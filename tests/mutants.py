@@ -4,6 +4,7 @@ Usage: python tests/mutants.py              all those of mutants.txt, which take
        python tests/mutants.py 3 40-45      some, by number
 
 A mistake in a part that the scripts share is made in all three. It is caught if any test fails.
+mutants_caught.txt is the output of a whole run.
 """
 
 import shutil
