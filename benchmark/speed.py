@@ -3,7 +3,7 @@
     python benchmark/speed.py --peer-python .peers/bin/python          a table, and every turn in speed.csv
     python benchmark/speed.py --threads 2 --busy 2 --csv busy.csv      two threads, beside two busy processes
     python benchmark/speed.py --device cuda --leanrl ~/LeanRL          LeanRL's scripts take part, too
-    for n in 64 256 1024; do python benchmark/speed.py --hidden-dim $n --csv $n.csv; done
+    for n in 64 128 256 512; do python benchmark/speed.py --hidden-dim $n --csv $n.csv; done
 
 Each contestant trains by its own loop in a process of its own, with one update for each environment step. It
 warms up, compiling included, and is stopped (SIGSTOP). Then all take turns, round after round: one goes on
