@@ -13,6 +13,8 @@ Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", arXiv 181
             descend  -log α · mean (log π(ã|s) + H̄)                              over α              (E12)
             Q_i' ← (1-τ) Q_i' + τ Q_i                                                                 (E1)
 
+Shapes: B transitions in a minibatch, O numbers in an observation, A numbers in an action.
+
 Usage: python sac_continuous.py --env-id Hopper-v4
 """
 
@@ -59,24 +61,24 @@ CAN_COMPILE = sys.platform == "linux" and bool(shutil.which("c++")) and not torc
 class Args:
     """Trains Soft Actor-Critic on a Gymnasium task, or plays what it learned (--watch)."""
 
-    policy_lr: float = 3e-4  # Adam's step size for the actor; lower it if returns rise and then collapse
-    q_lr: float = 1e-3  # Adam's step size for the critics and log α; lower it if the losses blow up
+    policy_lr: float = 3e-4  # Adam's learning rate for the actor; lower it if returns rise and then collapse
+    q_lr: float = 1e-3  # Adam's learning rate for the critics and log α; lower it if the losses blow up
     learning_starts: int = 5_000  # steps of uniform actions first; more where the task is hard to explore
-    alpha: float = 0.2  # temperature α: where learning it starts, or its value for good with --no-autotune
+    alpha: float = 0.2  # starting value of the temperature α; with --no-autotune, its fixed value
     autotune: bool = True  # learn α so that the policy's entropy stays near its target (E12)
     target_entropy: float | None = None  # H̄ in nats; None is minus the number of action dimensions
     # ======== 3. Arguments: shared ========
     env_id: str = "Hopper-v4"  # any Gymnasium task whose actions are a bounded Box
     seed: int = 1  # of networks, noise and environment; report several, not the best
     total_timesteps: int = 1_000_000  # environment steps; 100,000 already show whether returns rise
-    gamma: float = 0.99  # discount γ: what comes later than 1/(1-γ) steps hardly counts
+    gamma: float = 0.99  # discount γ; a reward 1/(1-γ) steps ahead counts for a third
     tau: float = 0.005  # Polyak step τ of the targets (E1); larger is faster and less stable
-    target_network_frequency: int = 1  # targets move at its multiples, if due; 200 with --tau 1 copies hard
+    target_network_frequency: int = 1  # gradient steps between target updates; hard copies: 200 with --tau 1
     batch_size: int = 256  # transitions in a minibatch
     buffer_size: int = 1_000_000  # transitions kept for replay, the latest; lower it if memory is short
     hidden_dim: int = 256  # width of the two hidden layers of every network
     train_frequency: int = 1  # environment steps between gradient phases
-    gradient_steps: int = 1  # updates in a gradient phase: more learn more from each step, and cost more
+    gradient_steps: int = 1  # updates in a gradient phase; more use the data better but take longer
     eval_frequency: int = 10_000  # steps between noise-free evaluations; 0 for none, as endless tasks need
     eval_episodes: int = 10  # episodes in an evaluation, from the same seeds every time
     log_frequency: int = 1_000  # steps between the rows of losses.csv and timing.csv
@@ -84,11 +86,11 @@ class Args:
     run_dir: str | None = None  # for the results; None is runs/{env_id}__{exp_name}__{seed}__{unix time}
     resume: bool = False  # continue the run in --run-dir; start it if there is none yet
     checkpoint_frequency: int = 50_000  # steps between checkpoints; 0 for one at the end only
-    capture_video: bool = False  # film an episode at the start and with each checkpoint, into videos/
+    capture_video: bool = False  # film an episode into videos/ first and every --checkpoint-frequency steps
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
     cuda: bool = torch.cuda.is_available()  # train on the GPU
-    compile: bool = CAN_COMPILE  # torch.compile the update: 1.4 times as fast; needs a C++ compiler
-    threads: int = 1  # CPU threads of PyTorch; 2 are faster only if nothing else runs, and else far slower
+    compile: bool = CAN_COMPILE  # torch.compile the update: 1.1 to 1.4 times as fast; needs a C++ compiler
+    threads: int = 1  # CPU threads of PyTorch; 2 are faster if nothing else runs, otherwise much slower
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
     wandb_project_name: str = "continuous-control"  # where wandb files the run
@@ -115,7 +117,7 @@ class QNetwork(nn.Module):
 
 # ======== 4. Networks: this algorithm's own ========
 class Actor(nn.Module):
-    """Squashed Gaussian policy π(a|s); called, it acts with tanh(m(s)): (B, O) -> (B, A) in [-1, 1]."""
+    """Squashed Gaussian policy π(a|s); calling it gives the noise-free tanh(m(s)): (B, O) -> (B, A)."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
         super().__init__()
@@ -128,7 +130,7 @@ class Actor(nn.Module):
     def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """a ~ π(·|s) (B, A), through which gradients flow, and log π(a|s) (B,) in nats."""
         mean, log_std = self.net(observations).chunk(2, dim=-1)
-        log_std = -5 + 3.5 * (1 + torch.tanh(log_std))  # in [-5, 2], where a clip would have no gradient
+        log_std = -5 + 3.5 * (1 + torch.tanh(log_std))  # in [-5, 2]; outside, a clip would have no gradient
         return squashed_gaussian(mean, log_std, torch.randn_like(mean))
 
 
@@ -173,7 +175,7 @@ def min_q(critics: list[QNetwork], observations: Tensor, actions: Tensor) -> Ten
 
 @torch.no_grad()
 def td_target(batch: Batch, actor: Actor, qf_targets: list[QNetwork], alpha: Tensor, args: Args) -> Tensor:
-    """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s') as π is now: (B,)."""
+    """(E10) y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')), a' ~ π(·|s'), the current π: (B,)."""
     next_actions, next_log_prob = actor.sample(batch.next_observations)
     next_q = min_q(qf_targets, batch.next_observations, next_actions) - alpha * next_log_prob
     return batch.rewards + args.gamma * (1 - batch.terminations) * next_q
@@ -270,7 +272,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.capacity = capacity
-        self.added = 0  # transitions ever added, those overwritten since too
+        self.added = 0  # transitions ever added, including overwritten ones
         self.transitions = Batch(
             observations=torch.empty(capacity, obs_dim, device=device),
             actions=torch.empty(capacity, action_dim, device=device),
@@ -293,7 +295,7 @@ class ReplayBuffer:
         return Batch(*(field[rows] for field in self.transitions))
 
     def state_dict(self) -> dict:
-        """The rows that are filled; by way of NumPy, as torch saves all of a tensor that a slice is of."""
+        """The filled rows; through NumPy, because torch.save would write the whole tensor behind a slice."""
         filled = [torch.from_numpy(field[: self.added].numpy(force=True)) for field in self.transitions]
         return {"added": self.added, "transitions": filled}
 
@@ -343,6 +345,8 @@ def train(args: Args) -> Path:
 
 
 # ######## A reader may stop here: what follows is plumbing, the same in all three scripts. ########
+# `descend` takes a step of Adam, `make_env` scales actions to [-1, 1], `CompiledUpdate` only makes `update`
+# faster, and `Run` keeps the time, the record and the checkpoints.
 
 
 # ======== 9. Environment and evaluation: shared ========
@@ -760,7 +764,7 @@ def watch(args: Args) -> None:
 
 
 # ======== 12. Settings of PyTorch, and the optimizer's step: shared ========
-COMPILE_AFTER = 10_000  # gradient steps; compiling costs about as much as it saves in so many
+COMPILE_AFTER = 10_000  # gradient steps; a shorter run would lose more time by compiling than it gains
 
 
 def configure_torch(args: Args) -> None:
@@ -775,9 +779,10 @@ def configure_torch(args: Args) -> None:
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Adam) -> Tensor:
-    """A step of Adam down the loss, over the optimizer's own parameters alone; returns the gradient's norm.
+    """A step of Adam down the loss, of the optimizer's parameters alone; returns the gradient's norm.
 
-    This is loss.backward() and optimizer.step(), in a form that torch.compile takes as a whole.
+    It is loss.backward() and optimizer.step() in a form that torch.compile takes as a whole, for a plain Adam
+    with one group of parameters. No .grad is written: to clip gradients, do it here.
     """
     group, compiling = optimizer.param_groups[0], torch.compiler.is_compiling()
     parameters, (beta1, beta2) = group["params"], group["betas"]
