@@ -17,6 +17,7 @@ Published returns are in reference_returns.csv; reference_returns.md says where 
 
 import itertools
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ REFERENCE = pd.read_csv(HERE / "reference_returns.csv")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {"DDPG": "#E69F00", "TD3": "#0072B2", "SAC": "#009E73"}
 MORE_COLOURS = ["#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999999"]
-MARKERS = dict(zip(REFERENCE["source"].unique(), "osD^vPX", strict=True))
+MARKERS = dict(zip(REFERENCE["source"].unique(), itertools.cycle("osD^vPX"), strict=False))
 # Panels of losses.png: columns of losses.csv, the first drawn solid and the second dashed.
 LOSSES = [
     ["qf1_values", "target_q"],
@@ -45,9 +46,11 @@ LOSSES = [
 ]
 LOG_SCALE = {"qf1_loss", "q_gradient_norm"}
 # Arguments that may differ between the seeds of a curve: they do not change what is learned.
-FREE_ARGUMENTS = {"seed", "run_dir", "resume", "total_timesteps", "checkpoint_frequency", "log_frequency"}
-FREE_ARGUMENTS |= {"cuda", "compile", "threads", "torch_deterministic", "capture_video", "watch", "track"}
-FREE_ARGUMENTS |= {"wandb_project_name", "wandb_entity"}
+FREE_ARGUMENTS = (
+    {"seed", "run_dir", "resume", "total_timesteps", "checkpoint_frequency", "log_frequency"}
+    | {"cuda", "compile", "threads", "torch_deterministic", "capture_video", "watch"}
+    | {"track", "wandb_project_name", "wandb_entity"}
+)
 NOTE = """
 Return of these runs: the mean over the evaluations in the last tenth of the steps that all seeds have.
 Published: mean ± standard deviation over seeds; reference_returns.md says what each source measured.
@@ -63,7 +66,7 @@ class Run:
     folder: Path
     args: dict
     task: str
-    label: str  # the name of its curve
+    curve: str  # its name
     tables: dict[str, pd.DataFrame]  # evaluations, losses and timing
 
 
@@ -82,7 +85,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     return pd.DataFrame(columns=["global_step"])
 
 
-def label_of(args: dict) -> str:
+def curve_of(args: dict) -> str:
     """The name of a run's curve."""
     name = args["exp_name"].removesuffix("_continuous")
     return name.upper() if name.upper() in COLOURS else name
@@ -92,11 +95,12 @@ def read_runs(folders: tuple[Path, ...]) -> list[Run]:
     """Every run under the folders that has an evaluation. Refuses to go on without one."""
     runs = []
     # In a set, a run that lies under two of the folders counts once.
-    for folder in sorted({path.parent.resolve() for path in folders for path in path.rglob("args.json")}):
+    found = {path.parent.resolve() for parent in folders for path in parent.rglob("args.json")}
+    for folder in sorted(found):
         tables = {name: read_csv(folder / f"{name}.csv") for name in ("evaluations", "losses", "timing")}
         args = json.loads((folder / "args.json").read_text())["args"]
         if len(tables["evaluations"]):
-            runs.append(Run(folder, args, args["env_id"], label_of(args), tables))
+            runs.append(Run(folder, args, args["env_id"], curve_of(args), tables))
     if not runs:
         refuse(f"no run with an evaluation in {', '.join(map(str, folders))}")
     return runs
@@ -105,13 +109,14 @@ def read_runs(folders: tuple[Path, ...]) -> list[Run]:
 def check(runs: list[Run]) -> None:
     """Refuses runs of one curve that have the same seed, or differ in an argument that matters."""
     for run, other in itertools.combinations(runs, 2):
-        if (run.task, run.label) != (other.task, other.label):
+        if (run.task, run.curve) != (other.task, other.curve):
             continue
         if run.args["seed"] == other.args["seed"]:
-            refuse(f"{run.label} on {run.task} has one seed twice: {run.folder} and {other.folder}")
+            refuse(f"{run.curve} on {run.task} has one seed twice: {run.folder} and {other.folder}")
         # An argument that only one of them has is no difference: a later version of a script may add one.
-        names = run.args.keys() & other.args.keys() - FREE_ARGUMENTS
-        different = ", ".join(sorted(name for name in names if run.args[name] != other.args[name]))
+        shared = run.args.keys() & other.args.keys()
+        names = sorted(name for name in shared - FREE_ARGUMENTS if run.args[name] != other.args[name])
+        different = ", ".join(names)
         if different:
             refuse(f"{run.folder} and {other.folder} differ in {different}; tell them apart by --exp-name")
 
@@ -123,34 +128,35 @@ def tasks_of(runs: list[Run]) -> list[str]:
 
 def colours_of(runs: list[Run]) -> dict[str, str]:
     """A colour for each curve."""
-    return choose_colours({run.label for run in runs})
+    return choose_colours({run.curve for run in runs})
 
 
-def choose_colours(labels: set[str]) -> dict[str, str]:
+def choose_colours(curves: set[str]) -> dict[str, str]:
     """A colour for each name: DDPG, TD3 and SAC first, others by the alphabet."""
-    others = zip(sorted(labels - set(COLOURS)), itertools.cycle(MORE_COLOURS), strict=False)
-    return {label: colour for label, colour in [*COLOURS.items(), *others] if label in labels}
+    others = sorted(curves - COLOURS.keys())
+    colours = COLOURS | dict(zip(others, itertools.cycle(MORE_COLOURS), strict=False))
+    return {curve: colour for curve, colour in colours.items() if curve in curves}
 
 
-def seeds_of(runs: list[Run], task: str, label: str, table: str, column: str) -> pd.DataFrame:
+def seeds_of(runs: list[Run], task: str, curve: str, table: str, column: str) -> pd.DataFrame:
     """One column of a table: a row for each step, a column for each seed of this task and curve."""
     seeds = {}
     for run in runs:
-        if (run.task, run.label) == (task, label) and column in run.tables[table]:
+        if (run.task, run.curve) == (task, curve) and column in run.tables[table]:
             seeds[run.args["seed"]] = run.tables[table].set_index("global_step")[column].dropna()
     return pd.DataFrame(dict(sorted(seeds.items())))
 
 
 def smooth(seeds: pd.DataFrame) -> pd.DataFrame:
     """Averages each row with those before it, over 1% of the rows: a long run is a blur without."""
-    return seeds.rolling(1 + len(seeds) // 100, min_periods=1).mean()
+    return seeds.rolling(1 + len(seeds) // 100, min_periods=1).mean().where(seeds.notna())
 
 
-def published(task: str, label: str, steps: int) -> pd.DataFrame:
+def published(task: str, curve: str, steps: int) -> pd.DataFrame:
     """Published returns of an algorithm at the largest published number of steps up to `steps`."""
     algorithm = REFERENCE["algorithm"].replace("OurDDPG", "DDPG")  # the TD3 paper's own version of DDPG
     environment = task.rpartition("-v")[0]
-    rows = REFERENCE[(REFERENCE["environment"] == environment) & (algorithm == label)]
+    rows = REFERENCE[(REFERENCE["environment"] == environment) & (algorithm == curve)]
     rows = rows[rows["steps"] <= steps]
     return rows[rows["steps"] == rows["steps"].max()]
 
@@ -161,7 +167,7 @@ def new_figure(
 ) -> tuple[Figure, dict[str, Axes]]:
     """A figure with a panel for each title."""
     columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)  # rounded up
+    rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(max(7, 4.2 * columns), 3 * rows + 1.3), layout="constrained")
     panels = {}
     for place, title in enumerate(titles, start=1):
@@ -197,7 +203,7 @@ def finish(figure: Figure, runs: list[Run], entries: list[Line2D]) -> Figure:
     for axes in figure.axes:
         if not axes.has_data():
             axes.remove()
-    handles = [Line2D([], [], color=colour, lw=4, label=label) for label, colour in colours_of(runs).items()]
+    handles = [Line2D([], [], color=colour, lw=4, label=curve) for curve, colour in colours_of(runs).items()]
     handles += [grey("mean over seeds (thin: one seed)", linewidth=2), *entries]
     columns = int(figure.get_figwidth() // 2.8)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
@@ -207,19 +213,21 @@ def finish(figure: Figure, runs: list[Run], entries: list[Line2D]) -> Figure:
 def returns_figure(runs: list[Run]) -> Figure:
     """Evaluation return against environment steps, with published returns to the right of their step."""
     figure, panels = new_figure(tasks_of(runs), 3, "evaluation return")
-    drawn = set()
-    for (task, axes), (label, colour) in itertools.product(panels.items(), colours_of(runs).items()):
-        seeds = seeds_of(runs, task, label, "evaluations", "episodic_return")
+    sources = set()
+    marks = dict.fromkeys(panels, 0)  # published returns in each panel, side by side
+    for (task, axes), (curve, colour) in itertools.product(panels.items(), colours_of(runs).items()):
+        seeds = seeds_of(runs, task, curve, "evaluations", "episodic_return")
         if seeds.empty:
             continue
         draw_seeds(axes, seeds, colour)
         end = seeds.index.max()
-        for row in published(task, label, end).itertuples():
-            place = row.steps + 0.02 * end * (1 + len(axes.containers))  # beside those that are there
+        for row in published(task, curve, end).itertuples():
+            marks[task] += 1
+            place = row.steps + 0.02 * end * marks[task]
             style = {"fmt": MARKERS[row.source], "color": colour, "markerfacecolor": "white"}
             axes.errorbar(place, row.return_mean, row.return_std, **style)
-            drawn.add(row.source)
-    entries = [grey(f"{source}, mean ± sd", marker=MARKERS[source], linestyle="") for source in sorted(drawn)]
+            sources.add(row.source)
+    entries = [grey(f"{name}, mean ± sd", marker=MARKERS[name], linestyle="") for name in sorted(sources)]
     return finish(figure, runs, entries)
 
 
@@ -230,9 +238,9 @@ def losses_figure(runs: list[Run]) -> Figure:
     titles = [f"{task}\n{', dashed: '.join(names)}" for task in tasks_of(runs) for names in columns]
     figure, panels = new_figure(titles, len(columns))
     for axes, (task, names) in zip(panels.values(), itertools.product(tasks_of(runs), columns), strict=True):
-        for label, colour in colours_of(runs).items():
+        for curve, colour in colours_of(runs).items():
             for name, style in zip(names, ["-", "--"], strict=False):
-                draw_seeds(axes, smooth(seeds_of(runs, task, label, "losses", name)), colour, style)
+                draw_seeds(axes, smooth(seeds_of(runs, task, curve, "losses", name)), colour, style)
         if names[0] in LOG_SCALE:
             axes.set_yscale("log")
     return finish(figure, runs, [grey("each averaged over 1% of its rows", linestyle="")])
@@ -241,9 +249,9 @@ def losses_figure(runs: list[Run]) -> Figure:
 def q_values_figure(runs: list[Run]) -> Figure:
     """The first critic's mean value, and the mean discounted return that the noise-free policy gets."""
     figure, panels = new_figure(tasks_of(runs), 3, "discounted return")
-    for (task, axes), (label, colour) in itertools.product(panels.items(), colours_of(runs).items()):
-        received = seeds_of(runs, task, label, "evaluations", "discounted_return")
-        predicted = seeds_of(runs, task, label, "losses", "qf1_values")
+    for (task, axes), (curve, colour) in itertools.product(panels.items(), colours_of(runs).items()):
+        received = seeds_of(runs, task, curve, "evaluations", "discounted_return")
+        predicted = seeds_of(runs, task, curve, "losses", "qf1_values")
         if len(received):
             draw_seeds(axes, received, colour, "--")
             draw_seeds(axes, smooth(predicted), colour)
@@ -254,7 +262,7 @@ def q_values_figure(runs: list[Run]) -> Figure:
 
 # ======== Table ========
 def number(value: float) -> str:
-    """1,234 or 12.3, with three digits at least; nothing for NaN."""
+    """1,234 or 12.3: three significant digits, or all before the point; nothing for NaN."""
     if pd.isna(value):
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -263,21 +271,21 @@ def number(value: float) -> str:
 def make_table(runs: list[Run]) -> str:
     """Final evaluations, published returns at the same number of steps and running times, as Markdown."""
     rows = []
-    for task, label in itertools.product(tasks_of(runs), colours_of(runs)):
-        returns = seeds_of(runs, task, label, "evaluations", "episodic_return").dropna()
+    for task, curve in itertools.product(tasks_of(runs), colours_of(runs)):
+        returns = seeds_of(runs, task, curve, "evaluations", "episodic_return").dropna()
         if returns.empty:
             continue
         steps = returns.index[-1]
         finals = returns[returns.index > 0.9 * steps].mean()
-        hours = seeds_of(runs, task, label, "timing", "elapsed").max().mean() / 3600
-        speed = seeds_of(runs, task, label, "timing", "SPS").median().mean()
+        hours = seeds_of(runs, task, curve, "timing", "elapsed").max().mean() / 3600
+        speed = seeds_of(runs, task, curve, "timing", "SPS").median().mean()
         ours = ["these runs", str(len(finals)), number(finals.mean()), "; ".join(map(number, finals))]
-        rows.append([task, label, f"{steps:,}", *ours, number(hours), number(speed)])
-        for row in published(task, label, steps).itertuples():
+        rows.append([task, curve, f"{steps:,}", *ours, number(hours), number(speed)])
+        for row in published(task, curve, steps).itertuples():
             if row.steps == steps:
                 spread = f" ± {number(row.return_std)}" if row.return_std > 0 else ""
                 theirs = [f"{row.source} ({row.metric})", str(row.seeds), number(row.return_mean) + spread]
-                rows.append([task, label, f"{steps:,}", *theirs, "", "", ""])
+                rows.append([task, curve, f"{steps:,}", *theirs, "", "", ""])
     header = "Task", "Algorithm", "Steps", "Source", "Seeds", "Return", "Each seed", "Hours", "Steps/s"
     lines = [header, ["---"] * len(header), *rows]
     note = NOTE + ANT if "Ant-v4" in tasks_of(runs) else NOTE

@@ -16,7 +16,6 @@ All masses and moments of inertia are multiplied; motors, friction and gravity s
 
 import dataclasses
 import importlib
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from plot import HERE, choose_colours, draw_seeds, label_of, new_figure, number
+from plot import HERE, choose_colours, curve_of, draw_seeds, new_figure, number
 
 sys.path.insert(0, str(HERE.parent))  # where the three scripts are
 MASSES = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -46,25 +45,25 @@ def script_of(args: dict) -> ModuleType:
     raise ValueError("none of the three scripts has its arguments")
 
 
-def play_policy(folder: Path, episodes: int) -> Iterator[dict]:
+def play_policy(folder: Path, args: dict, episodes: int) -> Iterator[dict]:
     """Plays the policy of a run under every condition: a row for each episode.
 
     Raises ValueError or RuntimeError if it is not one of the three scripts' policies.
     """
-    args = json.loads((folder / "args.json").read_text())["args"]
     script = script_of(args)
-    agent = script.load_policy(folder)
-    for actions, mass in [*itertools.product(["noise-free"], MASSES), ("exploring", 1.0)]:
+    conditions = [("noise-free", mass) for mass in MASSES] + [("exploring", 1.0)]
+    for actions, mass in conditions:
+        agent = script.load_policy(folder)
         env = script.make_env(args["env_id"], args["seed"])
         multiply_mass(env.unwrapped, mass)
         if actions == "exploring":
             torch.manual_seed(0)
-            agent.act = agent.explore
+            agent.act = agent.explore  # script.play calls act
         for seed in range(FIRST_SEED, FIRST_SEED + episodes):
             agent.start_episode()
             yield {
                 "task": args["env_id"],
-                "algorithm": label_of(args),
+                "algorithm": curve_of(args),
                 "seed": args["seed"],
                 "actions": actions,
                 "mass": mass,
@@ -74,7 +73,12 @@ def play_policy(folder: Path, episodes: int) -> Iterator[dict]:
 
 
 def multiply_mass(env: gym.Env, factor: float) -> None:
-    """Multiplies every mass and moment of inertia, and has MuJoCo compute what follows from them."""
+    """Multiplies every mass and moment of inertia, and has MuJoCo compute what follows from them.
+
+    Raises ValueError if the task is not one of MuJoCo's.
+    """
+    if not hasattr(env, "model"):
+        raise ValueError("its task has no masses")
     env.model.body_mass *= factor
     env.model.body_inertia *= factor
     mujoco.mj_setConst(env.model, env.data)
@@ -88,7 +92,7 @@ def mass_figure(returns: pd.DataFrame) -> Figure:
     for (task, algorithm), rows in returns.groupby(["task", "algorithm"]):
         means = rows.pivot_table(index="mass", columns="seed", values="return")
         draw_seeds(panels[task], means, colours[algorithm])
-    handles = [Line2D([], [], color=colour, lw=4, label=label) for label, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, lw=4, label=curve) for curve, colour in colours.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -118,11 +122,16 @@ def main(
         output: Folder for the files that are written.
         episodes: Episodes of each policy under each condition.
     """
-    rows = []
-    for path in sorted({path.parent for folder in folders for path in folder.rglob("policy.pt")}):
-        print(f"plays {path}", flush=True)
+    rows, played = [], set()
+    for folder in sorted({path.parent.resolve() for parent in folders for path in parent.rglob("policy.pt")}):
+        print(f"plays {folder}", flush=True)
+        args = json.loads((folder / "args.json").read_text())["args"]
+        policy = (args["env_id"], curve_of(args), args["seed"])
+        if policy in played:
+            sys.exit(f"robustness.py: error: {folder} has the task, name and seed of another run")
+        played.add(policy)
         try:
-            rows += play_policy(path, episodes)
+            rows += play_policy(folder, args, episodes)
         except (ValueError, RuntimeError) as reason:
             print(f"left out: {reason}", file=sys.stderr)
     if not rows:

@@ -1,7 +1,6 @@
 """benchmark/robustness.py: trained policies under other conditions."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,19 +10,18 @@ import sac_continuous as sac
 robustness = pytest.importorskip("robustness", reason="benchmark/requirements.txt is not installed")
 
 
-@pytest.fixture
-def policy(tmp_path):
-    """The folder of an untrained policy."""
-    folder = tmp_path / "sac" / "seed1"
+def write_policy(folder, env_id="Hopper-v4", sizes=(11, 3), exp_name="sac_continuous", **foreign):
+    """An untrained policy."""
     folder.mkdir(parents=True)
-    args = sac.Args(env_id="Hopper-v4", exp_name="sac_continuous", hidden_dim=8, cuda=False)
-    (folder / "args.json").write_text(json.dumps({"args": vars(args)}))
+    args = sac.Args(env_id=env_id, exp_name=exp_name, hidden_dim=8, cuda=False)
+    (folder / "args.json").write_text(json.dumps({"args": vars(args) | foreign}))
     torch.manual_seed(0)
-    torch.save(sac.Agent(11, 3, args).actor.state_dict(), folder / "policy.pt")
-    return folder
+    torch.save(sac.Agent(*sizes, args).actor.state_dict(), folder / "policy.pt")
 
 
-def test_every_policy_plays_the_same_episodes_under_every_condition(policy, tmp_path, capsys):
+def test_every_policy_plays_the_same_episodes_under_every_condition(tmp_path, capsys):
+    policy = tmp_path / "sac" / "seed1"
+    write_policy(policy)
     robustness.main((policy.parent,), tmp_path / "figures", episodes=3)
     returns = robustness.pd.read_csv(tmp_path / "figures" / "robustness.csv")
     assert len(returns) == 18
@@ -45,16 +43,23 @@ def test_every_policy_plays_the_same_episodes_under_every_condition(policy, tmp_
     assert axes.lines[0].get_ydata()[2] == pytest.approx(mean)
 
 
-def test_curves_keep_their_names_and_foreign_policies_are_left_out(policy, tmp_path, capsys):
-    args = json.loads((policy / "args.json").read_text())["args"]
-    for name, changes in (("fixed", {}), ("foreign", {"target_lr": 0.1})):
-        folder = tmp_path / "sac" / name
-        shutil.copytree(policy, folder)
-        (folder / "args.json").write_text(json.dumps({"args": args | {"exp_name": name} | changes}))
-    robustness.main((policy.parent,), tmp_path / "figures", episodes=2)
+def test_variants_keep_their_names_and_what_cannot_play_is_left_out(tmp_path, capsys):
+    write_policy(tmp_path / "sac")
+    write_policy(tmp_path / "variant", exp_name="fixed_alpha")
+    write_policy(tmp_path / "other_script", exp_name="other", target_lr=0.1)
+    write_policy(tmp_path / "no_masses", "Pendulum-v1", sizes=(3, 1))
+    robustness.main((tmp_path,), tmp_path / "figures", episodes=2)
     returns = robustness.pd.read_csv(tmp_path / "figures" / "robustness.csv")
-    assert set(returns["algorithm"]) == {"SAC", "fixed"}
-    assert capsys.readouterr().err.startswith("left out: ")
+    assert set(returns["algorithm"]) == {"SAC", "fixed_alpha"}
+    assert set(returns["task"]) == {"Hopper-v4"}
+    assert capsys.readouterr().err.count("left out: ") == 2
+
+
+def test_two_runs_with_the_same_seed_are_refused(tmp_path):
+    for name in ("one", "another"):
+        write_policy(tmp_path / name)
+    with pytest.raises(SystemExit, match="of another run"):
+        robustness.main((tmp_path,), tmp_path / "figures", episodes=1)
 
 
 def test_a_heavier_body_weighs_more_and_is_harder_to_turn():
