@@ -195,7 +195,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def explore(self, observation: np.ndarray) -> np.ndarray:
-        """(E5) clip(μ(s) + N, -1, 1), N Gaussian or dx = θ (0-x) dt + σ √dt ξ: (O,) -> (A,)."""
+        """(E5) clip(μ(s) + n, -1, 1), n Gaussian or dx = θ (0-x) dt + σ √dt ξ: (O,) -> (A,)."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         args, action = self.args, self.actor(observation)
         noise = torch.randn_like(action)

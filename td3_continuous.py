@@ -210,7 +210,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def explore(self, observation: np.ndarray) -> np.ndarray:
-        """(E5) clip(μ(s) + N, -1, 1), N Gaussian: (O,) -> (A,)."""
+        """(E5) clip(μ(s) + n, -1, 1), n Gaussian: (O,) -> (A,)."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         action = self.actor(observation)
         noise = self.args.exploration_noise * torch.randn_like(action)

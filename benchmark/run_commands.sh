@@ -1,8 +1,6 @@
 #!/usr/bin/env bash
 # Runs each line of standard input, the command of a training run, JOBS at a time: one per core if unset.
-#
-#   benchmark/sac.sh | benchmark/run_commands.sh
-#   benchmark/run_commands.sh one "$command"    this command alone, in place of the shell
+# sweep.sh and ablations.sh start it. With `one "$command"` it runs this command alone, in its own place.
 #
 # Output goes to output.log in the run's --run-dir. A run that fails is named and stops no other, and the exit
 # status is then not 0. Ctrl-C or SIGTERM makes every run write its checkpoint; the same commands go on later.
@@ -10,7 +8,11 @@ set -euo pipefail
 
 one() {
     local words
-    eval "words=(${1#* --run-dir })"
+    if [[ $1 != *" --run-dir "* ]]; then
+        echo "${0##*/}: error: no --run-dir in the command '$1'" >&2
+        exit 2
+    fi
+    eval "words=(${1#* --run-dir })" # the rest of the command, in words as the shell splits it
     mkdir -p "${words[0]}"
     eval "exec $1" >>"${words[0]}/output.log" 2>&1
 }
@@ -25,11 +27,12 @@ name_if_it_fails() {
 }
 
 all() {
-    local jobs=${JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)} runner status=0
+    local jobs=${JOBS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)} program=$0 runner status=0
     if [[ $(parallel --version 2>/dev/null) == *GNU* ]]; then # moreutils has another parallel
         # Not with --resume-failed: its job log knows a run by its line's number alone, and so would skip work
         # after a change of the grid or a deleted folder. Finished runs are started again, and end at once.
         runner=(parallel --null --jobs "$jobs" --termseq "TERM,120000") # by default it kills after 0.4 s
+        printf -v program '%q' "$0" # it gives its words to a shell
         if [[ -t 2 ]]; then
             runner+=(--bar)
         fi
@@ -37,7 +40,7 @@ all() {
         runner=(xargs -0 -n 1 -P "$jobs")
     fi
     set -m # the runner has a process group of its own, so that Ctrl-C comes to this script alone
-    "${runner[@]}" "$0" name_if_it_fails < <(tr '\n' '\0') &
+    "${runner[@]}" "$program" name_if_it_fails < <(tr '\n' '\0') &
     set +m
     trap 'stop 130' INT
     trap 'stop 143' TERM HUP

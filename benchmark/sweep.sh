@@ -13,7 +13,8 @@ ALGORITHMS=${ALGORITHMS:-ddpg td3 sac}
 TOTAL_TIMESTEPS=${TOTAL_TIMESTEPS:-1000000} # may be raised later: finished runs then go on
 RESULTS=${RESULTS:-runs/sweep}              # a run's folder is {RESULTS}/{algorithm}/{task}/seed{n}
 PYTHON=${PYTHON:-python}                    # the interpreter that has the packages
-# JOBS is the number of runs at a time, each on one thread: one run per core if unset.
+# JOBS is the number of runs at a time, each on one thread: one run per core if unset. They would share a GPU:
+# hence --no-cuda.
 
 # Seeds are the outermost loop: an unfinished sweep has one seed of everything before two of anything.
 print_grid() {
@@ -29,6 +30,7 @@ print_grid() {
     done
 }
 
+# A . stands for - or _: the scripts take both.
 if [[ "$*" =~ --(env.id|seed|total.timesteps|run.dir) ]]; then
     echo "${0##*/}: error: set ENVS, SEEDS, TOTAL_TIMESTEPS or RESULTS instead of ${BASH_REMATCH[0]}" >&2
     exit 2

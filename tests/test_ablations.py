@@ -74,7 +74,7 @@ class Reference:
         out, actor = self.nets.actor.net(observations), self.nets.actor
         if self.variant is deterministic:
             return torch.tanh(out), torch.zeros(SIZE)
-        mean, pre = (out, actor.log_std) if self.variant is state_independent else out.chunk(2, dim=1)
+        mean, pre = (out, actor.raw_log_std) if self.variant is state_independent else out.chunk(2, dim=1)
         std = torch.exp(3.5 * torch.tanh(pre) - 1.5).expand_as(mean)
         u = mean + std * torch.randn(SIZE, ACTIONS, dtype=torch.float64)
         log_slope = TanhTransform().log_abs_det_jacobian(u, torch.tanh(u))
@@ -144,7 +144,7 @@ def test_updates_equal_the_reference(variant, monkeypatch):
         }
         if variant is state_independent:
             expected["log_alpha"] = reference.log_alpha.detach()
-            assert expected["actor.log_std"].shape == (ACTIONS,)
+            assert expected["actor.raw_log_std"].shape == (ACTIONS,)
         learned = {name: value for name, value in agent.state_dict().items() if name in expected}
         torch.testing.assert_close(learned, expected, rtol=1e-8, atol=1e-10)
     assert reference.smaller == {True, False}  # or the minimum would have gone untested
@@ -205,7 +205,7 @@ def test_command_line_runs_and_resumes(variant, monkeypatch, tmp_path):
 @pytest.mark.parametrize("scale", [0.01, 1, 100])
 def test_scaled_pendulum(scale):
     """Pendulum's episodes, with rewards times the scale."""
-    envs = gym.make(f"scaled_pendulum:ScaledPendulum{scale}-v0"), gym.make("Pendulum-v1")
+    envs = gym.make(f"benchmark.ablations.scaled_pendulum:ScaledPendulum{scale}-v0"), gym.make("Pendulum-v1")
     (start, _), (expected_start, _) = (env.reset(seed=3) for env in envs)
     assert (start == expected_start).all()
     for step in range(1, 201):
@@ -236,7 +236,7 @@ def test_commands_of_every_experiment():
     for name in names:
         settings, seeds = {}, {}
         for command in ablations(name)[0]:
-            path, *words = command[command.index("python") + 1 :]
+            _, path, *words = command
             args = tyro.cli(modules[path].Args, args=words)
             assert 3 * args.learning_starts <= args.total_timesteps
             assert (args.resume, args.threads, args.cuda) == (True, 1, False)
@@ -253,11 +253,15 @@ def test_commands_of_every_experiment():
 
 
 def test_variables_flags_and_refusals_of_experiments(tmp_path):
-    commands, *_ = ablations("sigma", "--gamma", "0.9", SEEDS="7 8", RESULTS="out", PYTHON="python3")
+    commands, *_ = ablations(
+        "state_independent_std", "--gamma", "0.9", SEEDS="7 8", RESULTS="out", PYTHON="python3"
+    )
     assert len(commands) == 4
     assert all(command[0] == "python3" and command[-2:] == ["--gamma", "0.9"] for command in commands)
-    assert commands[0][commands[0].index("--run-dir") + 1].startswith("out/sigma/sac_continuous/")
-    for words in (["sigmas"], ["sigma", "--seed=3"]):
+    assert commands[0][commands[0].index("--run-dir") + 1].startswith(
+        "out/state_independent_std/sac_continuous/"
+    )
+    for words in (["target"], ["targets", "--seed=3"]):
         printed, status, error = ablations(*words)
         assert (printed, status, len(error.splitlines())) == ([], 2, 1)
     # `run` hands the same lines to run_commands.sh.
@@ -265,4 +269,6 @@ def test_variables_flags_and_refusals_of_experiments(tmp_path):
     script = shutil.copy(SCRIPT, tmp_path / "benchmark")
     (tmp_path / "benchmark" / "run_commands.sh").write_text("#!/bin/sh\ncat\n")
     (tmp_path / "benchmark" / "run_commands.sh").chmod(0o755)
-    assert ablations("v1", "run", "--tau", "1", script=script) == ablations("v1", "--tau", "1")
+    assert ablations("value_network", "run", "--tau", "1", script=script) == ablations(
+        "value_network", "--tau", "1"
+    )

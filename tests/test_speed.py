@@ -7,8 +7,10 @@ import sys
 import time
 
 import gymnasium as gym
+import pandas as pd
 import pytest
 import speed
+import speed_contestant as contestant
 from speed import Options
 
 import sac_continuous as sac
@@ -17,7 +19,7 @@ import sac_continuous as sac
 FAKE = """#!{python}
 import sys, threading, time
 
-name, speeds = sys.argv[4], {{"SB3": 50, "SBX": 100}}
+name, speeds = sys.argv[3], {{"SB3": 50, "SBX": 100}}
 if name not in speeds:
     sys.exit("no such thing")
 
@@ -38,12 +40,13 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def options(tmp_path):
-    """Options with which the fake is the peers."""
+def options(tmp_path, monkeypatch):
+    """Options with which the fake is the peers' interpreter."""
+    monkeypatch.chdir(tmp_path)
     fake = tmp_path / "fake"
     fake.write_text(FAKE.format(python=sys.executable, folder=tmp_path))
     fake.chmod(0o755)
-    return Options(algorithms=("sac",), peer_python=str(fake), rounds=4, csv=str(tmp_path / "speed.csv"))
+    return Options(algorithms=("sac",), peer_python="./fake", rounds=4, csv=str(tmp_path / "speed.csv"))
 
 
 def test_a_turn_counts_its_steps_and_not_the_wait_before_it(monkeypatch):
@@ -53,13 +56,13 @@ def test_a_turn_counts_its_steps_and_not_the_wait_before_it(monkeypatch):
             return super().readline()
 
     monkeypatch.setattr(sys, "stdin", SlowInput("3\n2\n"))
-    monkeypatch.setattr(speed.Clock, "reports", io.StringIO())
-    env = speed.Clock(gym.make("Pendulum-v1"))
+    monkeypatch.setattr(contestant.Clock, "reports", io.StringIO())
+    env = contestant.Clock(gym.make("Pendulum-v1"))
     env.reset()
     for _ in range(4):
         env.step([0.0])
         time.sleep(0.02)
-    _, turn = map(float, speed.Clock.reports.getvalue().split())
+    _, turn = map(float, contestant.Clock.reports.getvalue().split())
     assert 0.06 <= turn < 0.2
 
 
@@ -100,8 +103,10 @@ def test_table_has_medians_and_quartiles_of_ratios_within_rounds():
         for turn in range(5)
         for name, values in speeds.items()
     ]
-    assert "| td3 | ours | 400 (250 to 400) | 3.00 (2.00 to 4.00) |" in speed.table(rows)
-    assert "| td3 | ours | 400 (250 to 400) |  |" in speed.table(rows[1::2])  # without SBX
+    assert "| td3 | ours | 400 (250 to 400) | 3.00 (2.00 to 4.00) |" in speed.table(pd.DataFrame(rows))
+    other = rows[0] | {"algorithm": "sac", "contestant": "SB3"}
+    assert "nan" not in speed.table(pd.DataFrame([*rows, other]))
+    assert "| td3 | ours | 400 (250 to 400) |  |" in speed.table(pd.DataFrame(rows[1::2]))  # without SBX
 
 
 def test_our_scripts_are_trained_with_their_defaults(monkeypatch):
@@ -110,7 +115,7 @@ def test_our_scripts_are_trained_with_their_defaults(monkeypatch):
     monkeypatch.setattr(sac, "COMPILE_AFTER", sac.COMPILE_AFTER)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("ours", "ours --no-compile"):
-        speed.train_ours("sac", name, Options(threads=1))
+        contestant.train_ours("sac", name, Options(threads=1))
     for args, compiled in zip(trained, (True, False), strict=True):
         expected = sac.Args(
             env_id="HalfCheetah-v4", compile=compiled, cuda=False, threads=1, eval_frequency=0
@@ -123,6 +128,6 @@ def test_our_scripts_are_trained_with_their_defaults(monkeypatch):
 def test_our_scripts_take_part(options):
     small = {"env_id": "Pendulum-v1", "threads": 1, "batch_size": 16, "hidden_dim": 16, "warm_up": 120}
     small |= {"contestants": ("ours --no-compile",), "rounds": 2, "steps": 20}
-    rows = speed.race(Options(**vars(options) | small))
-    assert [row["round"] for row in rows] == [0, 1]
-    assert all(1 < row["steps_per_second"] < 5000 for row in rows)
+    turns = speed.race(Options(**vars(options) | small))
+    assert list(turns["round"]) == [0, 1]
+    assert turns["steps_per_second"].between(1, 5000).all()

@@ -3,6 +3,7 @@
 import importlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,14 +120,24 @@ def test_variables_and_further_flags_shape_the_grid():
     assert sweep("./sac.sh", "--seed", "9")[0] == 2  # it would be the seed of every cell
 
 
-def test_a_failing_cell_is_named_and_stops_no_other(variables):
-    status, output = sweep("./all.sh", "run", ENVS="Broken Fine", SEEDS="1 2", **variables)
+def test_a_failing_cell_is_named_and_stops_no_other(variables, tmp_path):
+    folder = tmp_path / "my project" / "benchmark"
+    folder.mkdir(parents=True)
+    for path in (ROOT / "benchmark").glob("*.sh"):
+        shutil.copy(path, folder)
+    status, output = sweep(folder / "all.sh", "run", ENVS="Broken Fine", SEEDS="1 2", **variables)
     assert status != 0
     happened = events(variables["RESULTS"])
     assert len(happened) == 12
     for cell, what in happened.items():
         assert what == (["start"] if "Broken" in cell else ["start", "end"])
         assert (cell in output.replace("\\", "")) == ("Broken" in cell)
+
+
+@pytest.mark.parametrize("command", ["", "echo hello"])
+def test_a_command_without_a_folder_is_refused(command):
+    status, output = sweep("./run_commands.sh", "one", command)
+    assert (status, len(output.splitlines())) == (2, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

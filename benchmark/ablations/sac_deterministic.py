@@ -1,6 +1,6 @@
 """SAC without entropy, its actor μ deterministic: sac_continuous.py but for
 
-    act with clip(μ(s) + N, -1, 1), N Gaussian                                                          (E5)
+    act with clip(μ(s) + n, -1, 1), n Gaussian                                                          (E5)
     y = r + γ (1-d) min_i Q_i'(s', μ(s')), with μ as it is now                                         (E10)
     descend  -mean min_i Q_i(s, μ(s))                                                    over μ        (E11)
 
@@ -31,7 +31,7 @@ class Args(sac.Args):
     """Trains deterministic SAC on a Gymnasium task, or plays what it learned (--watch)."""
 
     exploration_noise: float = 0.1  # std of the Gaussian noise on actions, which reach from -1 to 1
-    alpha: Suppress[Fixed[float]] = 1.0  # times log π = 0
+    alpha: Suppress[Fixed[float]] = 1.0  # has no effect, as log π is 0 here
     autotune: Suppress[Fixed[bool]] = False
     target_entropy: Suppress[Fixed[float | None]] = None
     exp_name: str = Path(__file__).stem  # names the run in the default --run-dir, and its curve in a figure
@@ -58,7 +58,7 @@ class Agent(sac.Agent):
 
     @torch.no_grad()
     def explore(self, observation: np.ndarray) -> np.ndarray:
-        """(E5) clip(μ(s) + N, -1, 1), N Gaussian: (O,) -> (A,)."""
+        """(E5) clip(μ(s) + n, -1, 1), n Gaussian: (O,) -> (A,)."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         action = self.actor(observation)
         noise = self.args.exploration_noise * torch.randn_like(action)

@@ -30,7 +30,7 @@ class Actor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
         super().__init__()
         self.net = sac.mlp(obs_dim, hidden_dim, action_dim)
-        self.log_std = nn.Parameter(torch.zeros(action_dim))  # σ = exp(-1.5) to begin with, about that of SAC
+        self.raw_log_std = nn.Parameter(torch.zeros(action_dim))  # σ = exp(-1.5) to begin with, about SAC's
 
     def forward(self, observations: Tensor) -> Tensor:
         return torch.tanh(self.net(observations))
@@ -38,7 +38,7 @@ class Actor(nn.Module):
     def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """a ~ π(·|s) (B, A), through which gradients flow, and log π(a|s) (B,) in nats."""
         mean = self.net(observations)
-        log_std = -5 + 3.5 * (1 + torch.tanh(self.log_std))  # in [-5, 2]
+        log_std = -5 + 3.5 * (1 + torch.tanh(self.raw_log_std))  # in [-5, 2]
         return sac.squashed_gaussian(mean, log_std, torch.randn_like(mean))
 
 

@@ -53,6 +53,7 @@ class Agent(sac.Agent):
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__(obs_dim, action_dim, args)
+        # What V' and the fixed α replace goes, so that it is not in the checkpoint either.
         del self.qf1_target, self.qf2_target, self.critic_targets, self.log_alpha, self.alpha_optimizer
         self.vf = nn.Sequential(mlp(obs_dim, args.hidden_dim, 1), nn.Flatten(0)).to(self.device)  # -> (B,)
         self.vf_target = deepcopy(self.vf).requires_grad_(False)
@@ -66,9 +67,15 @@ class Agent(sac.Agent):
         qf1_loss, qf1_values = critic_loss(batch, self.qf1, target_q)
         qf2_loss, qf2_values = critic_loss(batch, self.qf2, target_q)
         q_gradient_norm = descend(qf1_loss + qf2_loss, self.q_optimizer)
-        metrics = {"target_q": target_q.mean(), "q_gradient_norm": q_gradient_norm}
-        metrics |= {"qf1_values": qf1_values.mean(), "qf1_loss": qf1_loss, "qf2_values": qf2_values.mean()}
-        metrics |= {"qf2_loss": qf2_loss, "qf_loss": (qf1_loss + qf2_loss) / 2}
+        metrics = {
+            "qf1_values": qf1_values.mean(),
+            "qf1_loss": qf1_loss,
+            "qf2_values": qf2_values.mean(),
+            "qf2_loss": qf2_loss,
+            "qf_loss": (qf1_loss + qf2_loss) / 2,
+            "q_gradient_norm": q_gradient_norm,
+            "target_q": target_q.mean(),
+        }
 
         actions, log_prob = self.actor.sample(batch.observations)
         soft_values = min_q(self.critics, batch.observations, actions) - args.alpha * log_prob
