@@ -112,7 +112,8 @@ def check(runs: list[Run]) -> None:
         if (run.task, run.curve) != (other.task, other.curve):
             continue
         if run.args["seed"] == other.args["seed"]:
-            refuse(f"{run.curve} on {run.task} has one seed twice: {run.folder} and {other.folder}")
+            seed = f"seed {run.args['seed']}"
+            refuse(f"{run.curve} on {run.task} has {seed} twice: {run.folder} and {other.folder}")
         # An argument that only one of them has is no difference: a later version of a script may add one.
         shared = run.args.keys() & other.args.keys()
         names = sorted(name for name in shared - FREE_ARGUMENTS if run.args[name] != other.args[name])
