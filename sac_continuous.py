@@ -803,7 +803,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Adam) -> Tensor:
 
 
 class CompiledUpdate:
-    """agent.update, compiled after COMPILE_AFTER gradient steps; where that fails it goes on as it is."""
+    """agent.update, compiled after COMPILE_AFTER gradient steps; if that fails, training goes on without."""
 
     def __init__(self, update: Callable, args: Args):
         self.update, self.compiling, self.calls = update, args.compile, 0

@@ -217,7 +217,7 @@ class Agent(nn.Module):
         return (action + noise).clamp(-1, 1).cpu().numpy()
 
     def update(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
-        """One gradient step on each network; returns what to log."""
+        """A gradient step on the critics and, every second time, on the actor; returns what to log."""
         args = self.args
 
         target_q = td_target(batch, self.actor_target, self.critic_targets, args)
@@ -781,7 +781,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Adam) -> Tensor:
 
 
 class CompiledUpdate:
-    """agent.update, compiled after COMPILE_AFTER gradient steps; where that fails it goes on as it is."""
+    """agent.update, compiled after COMPILE_AFTER gradient steps; if that fails, training goes on without."""
 
     def __init__(self, update: Callable, args: Args):
         self.update, self.compiling, self.calls = update, args.compile, 0
