@@ -4,9 +4,9 @@ Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning", ar
 
     start from an actor μ, a critic Q, targets μ', Q' equal to them, and an empty buffer
     at each environment step:
-        act with clip(μ(s) + noise, -1, 1), or uniformly until learning starts                        (E5)
+        act with clip(μ(s) + n, -1, 1), or uniformly in the first --learning-starts steps             (E5)
         store (s, a, r, s', d); d = 1 only where the episode terminated
-        every --train-frequency steps, --gradient-steps times, on a fresh minibatch:
+        after that, every --train-frequency steps, --gradient-steps times, on a fresh minibatch:
             y = r + γ (1-d) Q'(s', μ'(s'))                                                            (E2)
             descend  mean (Q(s, a) - y)²                                         over Q               (E3)
             descend  -mean Q(s, μ(s))                                            over μ               (E4)
@@ -17,6 +17,7 @@ Shapes: B transitions in a minibatch, O numbers in an observation, A numbers in 
 Usage: python ddpg_continuous.py --env-id Hopper-v4
 """
 
+# `uv run` installs these by itself:
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
@@ -88,7 +89,7 @@ class Args:
     capture_video: bool = False  # film an episode into videos/ first and every --checkpoint-frequency steps
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
     cuda: bool = torch.cuda.is_available()  # train on the GPU
-    compile: bool = CAN_COMPILE  # torch.compile the update: 1.1 to 1.4 times as fast; needs a C++ compiler
+    compile: bool = CAN_COMPILE  # torch.compile the update, 1.1 to 1.4 times as fast; off by default on GPUs
     threads: int = 1  # CPU threads of PyTorch; 2 are faster if nothing else runs, otherwise much slower
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
@@ -161,7 +162,7 @@ def td_target(batch: Batch, actor_target: Actor, qf1_target: QNetwork, args: Arg
 
 
 def actor_loss(observations: Tensor, actor: Actor, qf1: QNetwork) -> Tensor:
-    """(E4) -mean Q(s, μ(s)): its gradient is the chain rule ∇θ μ(s) · ∇a Q(s, a) at a = μ(s)."""
+    """(E4) -mean Q(s, μ(s)); by the chain rule its gradient is -mean ∇θ μ(s) ∇a Q(s, a) at a = μ(s)."""
     return -qf1(observations, actor(observations)).mean()
 
 
@@ -195,7 +196,7 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def explore(self, observation: np.ndarray) -> np.ndarray:
-        """(E5) clip(μ(s) + n, -1, 1), n Gaussian or dx = θ (0-x) dt + σ √dt ξ: (O,) -> (A,)."""
+        """(E5) clip(μ(s) + n, -1, 1), n Gaussian or n ← n - θ n dt + σ √dt ξ; or uniform: (O,) -> (A,)."""
         observation = torch.as_tensor(observation, dtype=torch.float32, device=self.device)
         args, action = self.args, self.actor(observation)
         noise = torch.randn_like(action)
@@ -209,7 +210,7 @@ class Agent(nn.Module):
         return action.clamp(-1, 1).cpu().numpy()
 
     def update(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
-        """One gradient step on each network; returns what to log."""
+        """One gradient step (`descend`, below) on each network; returns what to log."""
         args = self.args
 
         target_q = td_target(batch, self.actor_target, self.qf1_target, args)
@@ -310,8 +311,8 @@ def train(args: Args) -> Path:
 
 
 # ######## A reader may stop here: what follows is plumbing, the same in all three scripts. ########
-# `descend` takes a step of Adam, `make_env` scales actions to [-1, 1], `CompiledUpdate` only makes `update`
-# faster, and `Run` keeps the time, the record and the checkpoints.
+# `descend` takes a step of Adam, `make_env` maps actions from [-1, 1] onto the task's bounds,
+# `CompiledUpdate` only makes `update` faster, and `Run` keeps the time, the record and the checkpoints.
 
 
 # ======== 9. Environment and evaluation: shared ========
@@ -359,7 +360,7 @@ class ResumableEnv(gym.Wrapper):
 
 def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
-    # The v4 tasks are meant, and what MuJoCo says of HalfCheetah's model is known.
+    # Two known warnings: v4 is not the newest version, and HalfCheetah's model has a deprecated setting.
     warnings.filterwarnings("ignore", message=".*is out of date")
     mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
     with refusing(f"--env-id {env_id}", gym.error.Error, ImportError, ValueError):
@@ -374,7 +375,7 @@ def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
 
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = gym.wrappers.TransformAction(env, lambda action: action.clip(actions.low, actions.high), actions)
-    env = gym.wrappers.RescaleAction(env, actions.dtype.type(-1), actions.dtype.type(1))  # may round beyond
+    env = gym.wrappers.RescaleAction(env, actions.dtype.type(-1), actions.dtype.type(1))  # rounds: so clip
     env = gym.wrappers.FlattenObservation(env)
     return ResumableEnv(env, seed)
 
@@ -737,7 +738,7 @@ def configure_torch(args: Args) -> None:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # they are slow; threads that start later inherit it
+    torch.set_flush_denormal(True)  # denormal numbers are slow; later threads inherit it
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
@@ -773,7 +774,7 @@ class CompiledUpdate:
     def __init__(self, update: Callable, args: Args):
         self.update, self.compiling, self.calls = update, args.compile, 0
         if self.compiling:
-            # This loads Triton, which must come before a film: its LLVM crashes where OSMesa's is already.
+            # Here Triton is loaded, before any film: its LLVM would crash beside OSMesa's if loaded second.
             torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
             torch.compiler.config.dynamic_sources = "L['gradient_step']"  # else it is compiled twice
             options = {"fallback_random": True, "cpp_wrapper": True}  # the same noise; less Python

@@ -4,13 +4,13 @@ Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications", arXiv 181
 
     start from an actor π, critics Q1, Q2, targets Q1', Q2' equal to them, a temperature α and an empty buffer
     at each environment step:
-        act with a ~ π(·|s), or uniformly until learning starts                                       (E8)
+        act with a ~ π(·|s), or uniformly in the first --learning-starts steps                        (E8)
         store (s, a, r, s', d); d = 1 only where the episode terminated
-        every --train-frequency steps, --gradient-steps times, on a fresh minibatch:
+        after that, every --train-frequency steps, --gradient-steps times, on a fresh minibatch:
             y = r + γ (1-d) (min_i Q_i'(s', a') - α log π(a'|s')),  a' ~ π(·|s')                (E9, E10)
             descend  Σ_i mean (Q_i(s, a) - y)²                                   over Q1, Q2          (E3)
             descend  mean (α log π(ã|s) - min_i Q_i(s, ã)),  ã ~ π(·|s)          over π              (E11)
-            descend  -log α · mean (log π(ã|s) + H̄)                              over α              (E12)
+            descend  -log α · mean (log π(ã|s) + H̄)                              over log α          (E12)
             Q_i' ← (1-τ) Q_i' + τ Q_i                                                                 (E1)
 
 Shapes: B transitions in a minibatch, O numbers in an observation, A numbers in an action.
@@ -18,6 +18,7 @@ Shapes: B transitions in a minibatch, O numbers in an observation, A numbers in 
 Usage: python sac_continuous.py --env-id Hopper-v4
 """
 
+# `uv run` installs these by itself:
 # /// script
 # requires-python = ">=3.11,<3.14"
 # dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6",
@@ -89,7 +90,7 @@ class Args:
     capture_video: bool = False  # film an episode into videos/ first and every --checkpoint-frequency steps
     watch: str | None = None  # a run's folder: play its policy in a window, or into an mp4 without a display
     cuda: bool = torch.cuda.is_available()  # train on the GPU
-    compile: bool = CAN_COMPILE  # torch.compile the update: 1.1 to 1.4 times as fast; needs a C++ compiler
+    compile: bool = CAN_COMPILE  # torch.compile the update, 1.1 to 1.4 times as fast; off by default on GPUs
     threads: int = 1  # CPU threads of PyTorch; 2 are faster if nothing else runs, otherwise much slower
     torch_deterministic: bool = True  # have PyTorch choose deterministic kernels
     track: bool = False  # mirror the CSV files to Weights & Biases; WANDB_MODE=offline needs no account
@@ -130,7 +131,7 @@ class Actor(nn.Module):
     def sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """a ~ π(·|s) (B, A), through which gradients flow, and log π(a|s) (B,) in nats."""
         mean, log_std = self.net(observations).chunk(2, dim=-1)
-        log_std = -5 + 3.5 * (1 + torch.tanh(log_std))  # in [-5, 2]; outside, a clip would have no gradient
+        log_std = -5 + 3.5 * (1 + torch.tanh(log_std))  # in [-5, 2]; a clip would have no gradient beyond
         return squashed_gaussian(mean, log_std, torch.randn_like(mean))
 
 
@@ -169,7 +170,7 @@ def polyak(targets: list[nn.Module], networks: list[nn.Module], tau: float) -> N
 
 # ======== 5. Losses: this algorithm's own ========
 def min_q(critics: list[QNetwork], observations: Tensor, actions: Tensor) -> Tensor:
-    """min_i Q_i(s, a), the most cautious of the critics: (B,)."""
+    """min_i Q_i(s, a), for each transition the smallest of the critics' values: (B,)."""
     return torch.stack([qf(observations, actions) for qf in critics]).amin(dim=0)
 
 
@@ -235,7 +236,7 @@ class Agent(nn.Module):
         return action.cpu().numpy()
 
     def update(self, batch: Batch, gradient_step: int) -> dict[str, Tensor]:
-        """One gradient step on each network; returns what to log."""
+        """One gradient step (`descend`, below) on each network and on log α; returns what to log."""
         args, alpha = self.args, self.log_alpha.detach().exp()
 
         target_q = td_target(batch, self.actor, self.critic_targets, alpha, args)
@@ -247,7 +248,7 @@ class Agent(nn.Module):
             "qf1_loss": qf1_loss,
             "qf2_values": qf2_values.mean(),
             "qf2_loss": qf2_loss,
-            "qf_loss": (qf1_loss + qf2_loss) / 2,
+            "qf_loss": (qf1_loss + qf2_loss) / 2,  # logged as CleanRL does; descended is the sum
             "q_gradient_norm": q_gradient_norm,
             "target_q": target_q.mean(),
         }
@@ -345,8 +346,8 @@ def train(args: Args) -> Path:
 
 
 # ######## A reader may stop here: what follows is plumbing, the same in all three scripts. ########
-# `descend` takes a step of Adam, `make_env` scales actions to [-1, 1], `CompiledUpdate` only makes `update`
-# faster, and `Run` keeps the time, the record and the checkpoints.
+# `descend` takes a step of Adam, `make_env` maps actions from [-1, 1] onto the task's bounds,
+# `CompiledUpdate` only makes `update` faster, and `Run` keeps the time, the record and the checkpoints.
 
 
 # ======== 9. Environment and evaluation: shared ========
@@ -394,7 +395,7 @@ class ResumableEnv(gym.Wrapper):
 
 def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
     """The task with observations flattened to (O,) and actions in [-1, 1]^A, mapped onto its bounds (E0)."""
-    # The v4 tasks are meant, and what MuJoCo says of HalfCheetah's model is known.
+    # Two known warnings: v4 is not the newest version, and HalfCheetah's model has a deprecated setting.
     warnings.filterwarnings("ignore", message=".*is out of date")
     mujoco.set_mju_user_warning(lambda text: "deprecated" in text or warnings.warn(text, stacklevel=2))
     with refusing(f"--env-id {env_id}", gym.error.Error, ImportError, ValueError):
@@ -409,7 +410,7 @@ def make_env(env_id: str, seed: int, **options) -> ResumableEnv:
 
     env = gym.wrappers.RecordEpisodeStatistics(env)
     env = gym.wrappers.TransformAction(env, lambda action: action.clip(actions.low, actions.high), actions)
-    env = gym.wrappers.RescaleAction(env, actions.dtype.type(-1), actions.dtype.type(1))  # may round beyond
+    env = gym.wrappers.RescaleAction(env, actions.dtype.type(-1), actions.dtype.type(1))  # rounds: so clip
     env = gym.wrappers.FlattenObservation(env)
     return ResumableEnv(env, seed)
 
@@ -772,7 +773,7 @@ def configure_torch(args: Args) -> None:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # they are slow; threads that start later inherit it
+    torch.set_flush_denormal(True)  # denormal numbers are slow; later threads inherit it
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch the whole buffer
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
@@ -808,7 +809,7 @@ class CompiledUpdate:
     def __init__(self, update: Callable, args: Args):
         self.update, self.compiling, self.calls = update, args.compile, 0
         if self.compiling:
-            # This loads Triton, which must come before a film: its LLVM crashes where OSMesa's is already.
+            # Here Triton is loaded, before any film: its LLVM would crash beside OSMesa's if loaded second.
             torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
             torch.compiler.config.dynamic_sources = "L['gradient_step']"  # else it is compiled twice
             options = {"fallback_random": True, "cpp_wrapper": True}  # the same noise; less Python
