@@ -122,14 +122,15 @@ def main(
         output: Folder for the files that are written.
         episodes: Episodes of each policy under each condition.
     """
-    rows, played = [], set()
+    policies, rows = {}, []
     for folder in sorted({path.parent.resolve() for parent in folders for path in parent.rglob("policy.pt")}):
-        print(f"plays {folder}", flush=True)
         args = json.loads((folder / "args.json").read_text())["args"]
         policy = (args["env_id"], curve_of(args), args["seed"])
-        if policy in played:
+        if policy in policies:
             sys.exit(f"robustness.py: error: {folder} has the task, name and seed of another run")
-        played.add(policy)
+        policies[policy] = folder, args
+    for folder, args in policies.values():
+        print(f"plays {folder}", flush=True)
         try:
             rows += play_policy(folder, args, episodes)
         except (ValueError, RuntimeError) as reason:

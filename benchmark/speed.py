@@ -2,7 +2,7 @@
 
     python benchmark/speed.py --peer-python .peers/bin/python          a table, and every turn in speed.csv
     python benchmark/speed.py --threads 2 --busy 2 --csv busy.csv      two threads, beside two busy processes
-    python benchmark/speed.py --device cuda --leanrl ~/LeanRL          LeanRL's scripts take part, too
+    python benchmark/speed.py --device cuda                            on a GPU
     for n in 64 128 256 512; do python benchmark/speed.py --hidden-dim $n --csv $n.csv; done
 
 Each contestant trains by its own loop in a process of its own, with one update for each environment step. It
@@ -13,7 +13,6 @@ of them. A ratio is that of two turns in one round. The peers may have an interp
     python3.11 -m venv .peers
     .peers/bin/pip install torch==2.13.0 "gymnasium[mujoco]==1.4.0" mujoco==4.0.0
     .peers/bin/pip install stable-baselines3==2.9.2 sbx-rl==0.28.0 jax==0.10.2 flax==0.12.8 optax==0.2.8
-    .peers/bin/pip install tensordict==0.10.0 torchrl==0.10.0 tyro tqdm wandb  # for LeanRL
 
 Who is not installed is left out and named. All are confined to the first --threads of the cores that this
 program may use; taskset chooses others.
@@ -57,7 +56,6 @@ class Options:
     warm_up: int = 1_000  # environment steps before the first turn
     busy: int = 0  # processes beside that only keep a core busy
     peer_python: str = sys.executable  # the interpreter that has the peers
-    leanrl: str | None = None  # a copy of github.com/pytorch-labs/LeanRL, which then takes part, too
     csv: str = "speed.csv"  # for the speed in every turn
 
 
@@ -69,10 +67,7 @@ class Contestant:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         self.log = stack.enter_context(open(f"{folder}/log", "w+"))  # noqa: SIM115
         python = sys.executable if name.startswith("ours") else os.path.abspath(options.peer_python)
-        values = dataclasses.asdict(options)
-        if options.leanrl:
-            values["leanrl"] = os.path.abspath(options.leanrl)
-        command = [python, str(CONTESTANT), algorithm, name, json.dumps(values)]
+        command = [python, str(CONTESTANT), algorithm, name, json.dumps(dataclasses.asdict(options))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log, "text": True}
         self.process = stack.enter_context(subprocess.Popen(command, cwd=folder, **pipes))
         stack.callback(self.process.kill)
@@ -97,13 +92,11 @@ class Contestant:
 
 def race(options: Options) -> pd.DataFrame:
     """The speed of every contestant in every round: a row for each turn."""
-    rows, contestants, names = [], [], list(options.contestants)
-    if options.leanrl:
-        names.append("LeanRL")
+    rows, contestants = [], []
     settings = "env_id", "device", "threads", "busy", "batch_size", "hidden_dim"
     columns = {"cpu": cpu()} | {name: getattr(options, name) for name in settings}
     with contextlib.ExitStack() as stack:
-        for algorithm, name in itertools.product(options.algorithms, names):
+        for algorithm, name in itertools.product(options.algorithms, options.contestants):
             print(f"{algorithm}, {name}: warms up", file=sys.stderr)
             try:
                 contestant = Contestant(algorithm, name, options, stack)
@@ -114,6 +107,8 @@ def race(options: Options) -> pd.DataFrame:
         for _ in range(options.busy):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
             stack.callback(busy.kill)
+            if hasattr(os, "sched_setaffinity"):  # not only the contestants' cores
+                os.sched_setaffinity(busy.pid, range(os.cpu_count()))
         for turn in range(options.rounds):
             for contestant in random.sample(contestants, len(contestants)):
                 contestant.advance(options.steps // 5)  # not timed: its data have left the caches

@@ -8,7 +8,6 @@ It imports nothing that the peers' interpreter may lack.
 import importlib
 import json
 import os
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -50,7 +49,7 @@ def train_ours(algorithm: str, contestant: str, options: SimpleNamespace) -> Non
         eval_frequency=0,
         threads=options.threads,
         cuda=options.device == "cuda",
-        compile=contestant == "ours",
+        compile=contestant == "ours" and script.CAN_COMPILE,
     )
     script.train(args)
 
@@ -79,26 +78,7 @@ def train_peer(algorithm: str, contestant: str, options: SimpleNamespace) -> Non
     algorithm_class("MlpPolicy", env, train_freq=1, gradient_steps=1, **settings).learn(FOREVER)
 
 
-def train_leanrl(algorithm: str, contestant: str, options: SimpleNamespace) -> None:
-    """LeanRL's compiled script."""
-    if options.hidden_dim != 256:
-        sys.exit("its layers are 256 wide")
-    os.environ["WANDB_MODE"] = "disabled"
-    script = f"{options.leanrl}/leanrl/{algorithm}_continuous_action_torchcompile.py"
-    flags = f"--env-id {options.env_id} --batch-size {options.batch_size} --compile"
-    flags += f" --total-timesteps {FOREVER} --learning-starts {LEARNING_STARTS}"
-    flags += {"cpu": " --no-cuda", "cuda": " --cudagraphs"}[options.device]
-    sys.argv = [script, *flags.split()]
-    runpy.run_path(script, run_name="__main__")
-
-
-TRAINERS = {
-    "ours": train_ours,
-    "ours --no-compile": train_ours,
-    "SB3": train_peer,
-    "SBX": train_peer,
-    "LeanRL": train_leanrl,
-}
+TRAINERS = {"ours": train_ours, "ours --no-compile": train_ours, "SB3": train_peer, "SBX": train_peer}
 
 
 def main(algorithm: str, contestant: str, options: str) -> None:

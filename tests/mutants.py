@@ -56,7 +56,7 @@ def catching_test(mutant: Mutant, folder: Path) -> str:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
         if failed:
-            return failed[0].split()[1]
+            return failed[0].partition(" ")[2].partition(" - ")[0]
     return ""
 
 

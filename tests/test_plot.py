@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plot
 import pytest
 from conftest import ROOT
-
-plot = pytest.importorskip("plot", reason="benchmark/requirements.txt is not installed")
 
 
 def write_run(folder: Path, returns=(100.0,), every=10_000, discounted=None, losses=None, **args) -> Path:

@@ -3,11 +3,10 @@
 import json
 
 import pytest
+import robustness
 import torch
 
 import sac_continuous as sac
-
-robustness = pytest.importorskip("robustness", reason="benchmark/requirements.txt is not installed")
 
 
 def write_policy(folder, env_id="Hopper-v4", sizes=(11, 3), exp_name="sac_continuous", **foreign):

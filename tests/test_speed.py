@@ -75,12 +75,12 @@ def test_turns_of_contestants(options, tmp_path, monkeypatch, capsys):
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", note)
-    options = Options(**vars(options) | {"contestants": ("SB3", "LeanRL", "SBX"), "busy": 1})
+    options = Options(**vars(options) | {"contestants": ("SB3", "unknown", "SBX"), "busy": 1})
     speed.main(options)
     assert len(started) == 4
     assert all(process.poll() is not None for process in started)
     output, error = capsys.readouterr()
-    assert "sac, LeanRL: left out: no such thing" in error
+    assert "sac, unknown: left out: no such thing" in error
     assert "| sac | SB3 | 50 (50 to 50) | 0.50 (0.50 to 0.50) |" in output
     assert speed.cpu() in output
     with open(options.csv, newline="") as file:
@@ -116,7 +116,7 @@ def test_our_scripts_are_trained_with_their_defaults(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("ours", "ours --no-compile"):
         contestant.train_ours("sac", name, Options(threads=1))
-    for args, compiled in zip(trained, (True, False), strict=True):
+    for args, compiled in zip(trained, (sac.CAN_COMPILE, False), strict=True):
         expected = sac.Args(
             env_id="HalfCheetah-v4", compile=compiled, cuda=False, threads=1, eval_frequency=0
         )
