@@ -29,7 +29,8 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from plot import HERE, choose_colours, curve_of, draw_seeds, new_figure, number
+from plot import choose_colours, draw_seeds, new_figure, number
+from records import HERE, curve_of
 
 sys.path.insert(0, str(HERE.parent))  # where the three scripts are
 MASSES = (0.5, 0.75, 1.0, 1.25, 1.5)
