@@ -81,6 +81,7 @@ class Contestant:
             lines = self.log.read().splitlines()
             raise RuntimeError(lines[-1] if lines else f"exit status {self.process.wait()}")
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # until it stands still
         return float(report)
 
     def advance(self, steps: int) -> float:
